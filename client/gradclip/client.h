@@ -1,0 +1,153 @@
+// A client of a GradClip server: the norm of a gradient, and clipping it in place.
+//
+//   gradclip::Client client("127.0.0.1:50051");
+//   std::vector<gradclip::Tensor> gradient = {
+//       {"weight", gradclip::DType::kFloat32, {768, 768}, weight.data()}};
+//   gradclip::ClipOptions options;
+//   options.max_norm = 1.0;
+//   absl::StatusOr<gradclip::ClipAnswer> answer = client.Clip(gradient, options);
+//
+// Client is thread-safe; calls may run at once. Everything else is a value type.
+#ifndef GRADCLIP_CLIENT_H_
+#define GRADCLIP_CLIENT_H_
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "gradclip/dtype.h"
+
+namespace gradclip {
+
+// One tensor of a gradient in the caller's memory: row-major elements, little-endian, no padding.
+struct Tensor {
+  std::string name;  // may be empty; errors then say "#3" for the fourth tensor
+  DType dtype = DType::kFloat32;
+  std::vector<int64_t> shape;  // empty: one element
+  void* data = nullptr;        // not null unless there are no elements; only Clip() writes to it
+  bool replica = false;        // clipped with the rest, left out of norm, counts and policies
+
+  uint64_t elements() const;  // product of the shape
+  uint64_t bytes() const;
+};
+
+struct NormOptions {
+  double norm_type = 2;     // p of the p-norm: > 0, or infinity
+  bool per_tensor = false;  // also answer with a TensorNorm per tensor
+  double pre_scale = 1;     // every element is multiplied by it first; finite, > 0
+};
+
+enum class NonfinitePolicy { kPropagate, kError, kSkip, kZero };
+
+// How the clipped gradient gets into the caller's memory. All give the same bits.
+enum class ReplyMode {
+  kCoefficient,  // the client multiplies by the coefficient itself: half the traffic (default)
+  kGradient,     // the server sends all bytes back
+  kGradientIfChanged,  // the server sends them back where clipping changes something
+};
+
+struct ClipOptions {
+  double max_norm = -1;  // required: >= 0; +infinity measures and never clips
+  double epsilon = 1e-6;
+  NonfinitePolicy nonfinite = NonfinitePolicy::kPropagate;
+  ReplyMode reply = ReplyMode::kCoefficient;
+  NormOptions norm;
+  // The total norm where it is known already: nothing is measured. Only with kGradient or
+  // kGradientIfChanged (a caller who knows the norm and scales itself needs no server).
+  std::optional<double> total_norm;
+};
+
+struct TensorNorm {
+  double norm = 0;
+  uint64_t nonfinite_elements = 0;
+  uint64_t zero_elements = 0;
+};
+
+struct NormAnswer {
+  double total_norm = 0;  // before clipping, pre_scale included
+  uint64_t nonfinite_elements = 0;
+  std::string first_nonfinite;  // "name[flat index]", empty where none
+  std::vector<TensorNorm> tensors;
+  std::string backend;  // e.g. "cpu/avx2"
+  uint64_t group_nonfinite_elements = 0;
+};
+
+struct ClipAnswer {
+  NormAnswer norm;
+  double coefficient = 1;
+  bool clipped = false;
+  bool skipped = false;
+};
+
+struct BackendInfo {
+  std::string name;
+  bool usable = false;
+  std::string detail;
+};
+
+struct ServerInfo {
+  std::string version;
+  std::vector<BackendInfo> backends;  // the one in use first
+  uint64_t max_message_bytes = 0;
+  uint64_t max_call_bytes = 0;
+  uint64_t memory_budget_bytes = 0;
+  std::string memory_socket;
+  uint64_t max_tensors = 0;
+  std::string instance;
+};
+
+struct CallOptions {
+  absl::Duration timeout = absl::InfiniteDuration();  // over all tries
+  // Called on the calling thread as bytes go out and come back; both count up to bytes_total.
+  std::function<void(uint64_t bytes_done, uint64_t bytes_total)> progress;
+};
+
+struct ClientOptions {
+  uint64_t message_bytes = uint64_t{1} << 20;  // of gradient in one message
+  // How often a call that ended with UNAVAILABLE is tried again, with exponential back-off from
+  // initial_backoff (jittered), where nothing in the caller's memory has been changed.
+  int max_retries = 4;
+  absl::Duration initial_backoff = absl::Milliseconds(100);
+  absl::Duration max_backoff = absl::Seconds(5);
+};
+
+class Client {
+ public:
+  // address: "host:port" or "unix:path" (gRPC's name syntax). Connects with the first call.
+  explicit Client(std::string address, ClientOptions options = {});
+  ~Client();
+  Client(const Client&) = delete;
+  Client& operator=(const Client&) = delete;
+
+  // The norm of all tensors together. Errors: the server's status, its message preceded by the
+  // server's address; UNAVAILABLE where it can't be reached.
+  absl::StatusOr<NormAnswer> ComputeNorm(std::span<const Tensor> tensors,
+                                         const NormOptions& options = {},
+                                         const CallOptions& call = {});
+
+  // Clips the tensors in place by their total norm. On an error the memory is as it was, but for
+  // DATA_LOSS, which says that the connection was lost while clipped bytes came back
+  // (kGradient and kGradientIfChanged only): some of the memory is clipped and some is not.
+  absl::StatusOr<ClipAnswer> Clip(std::span<const Tensor> tensors, const ClipOptions& options,
+                                  const CallOptions& call = {});
+
+  absl::StatusOr<ServerInfo> GetServerInfo(const CallOptions& call = {});
+
+  // OK while the server says SERVING (grpc.health.v1), UNAVAILABLE with the reason otherwise.
+  absl::Status CheckHealth(const CallOptions& call = {});
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace gradclip
+
+#endif  // GRADCLIP_CLIENT_H_
