@@ -5,13 +5,14 @@
 
 namespace gradclip {
 
-enum class NonfinitePolicy { kPropagate, kError, kSkip, kZero };
+// What happens where the total norm is NaN or infinite; the contract's NonfinitePolicy.
+enum class OnNonfinite { kPropagate, kError, kSkip, kZero };
 
-struct ClipOptions {
+struct ClipRule {
   double max_norm = 0;    // >= 0; +infinity never clips
   double epsilon = 1e-6;  // finite, >= 0
   double pre_scale = 1;   // finite, > 0
-  NonfinitePolicy nonfinite = NonfinitePolicy::kPropagate;
+  OnNonfinite nonfinite = OnNonfinite::kPropagate;
 };
 
 // What every element is multiplied by, or assigned.
@@ -27,7 +28,7 @@ struct ClipDecision {
 //   coefficient = pre_scale * min(1, max_norm / (total_norm + epsilon)), 0 / 0 counting as 1, NaN
 //   staying NaN, and max_norm = +infinity giving pre_scale always
 // (torch.nn.utils.clip_grad_norm_ for pre_scale 1 and epsilon 1e-6).
-ClipDecision Decide(const ClipOptions& options, double total_norm);
+ClipDecision Decide(const ClipRule& rule, double total_norm);
 
 }  // namespace gradclip
 
