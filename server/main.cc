@@ -1,0 +1,79 @@
+// gradclip-server: reads its options, serves, and drains on SIGTERM or SIGINT.
+#include <pthread.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <cstdlib>
+#include <iostream>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "server/observe/log.h"
+#include "server/options/options.h"
+#include "server/rpc/server.h"
+
+namespace {
+
+using gradclip::Log;
+using gradclip::Options;
+using gradclip::Server;
+
+// The signals that ask the server to stop. Blocked in every thread, so that only sigwait() sees
+// them.
+sigset_t BlockStopSignals() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  return signals;
+}
+
+int Fail(const absl::Status& status) {
+  std::cerr << "gradclip-server: " << status.message() << std::endl;
+  return 1;
+}
+
+// From here on a stop signal ends the process at once.
+void ExitOnNextSignal(const sigset_t& signals) {
+  struct sigaction exit_at_once = {};
+  exit_at_once.sa_handler = [](int) { _exit(1); };
+  sigaction(SIGTERM, &exit_at_once, nullptr);
+  sigaction(SIGINT, &exit_at_once, nullptr);
+  pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  // gRPC's own lines would interleave with the log; ours say what went wrong.
+  setenv("GRPC_VERBOSITY", "NONE", /*overwrite=*/0);
+  const absl::StatusOr<Options> options = gradclip::ParseOptions(argc, argv);
+  if (!options.ok()) return Fail(options.status());
+  if (options->print_and_exit.has_value()) {
+    std::cout << *options->print_and_exit;
+    return 0;
+  }
+  const sigset_t signals = BlockStopSignals();
+
+  Log log(options->log_format, options->log_level);
+  for (const std::string& warning : options->warnings) log.Warning(warning);
+  absl::StatusOr<std::unique_ptr<Server>> server = Server::Start(*options, log);
+  if (!server.ok()) return Fail(server.status());
+  for (const std::string& address : (*server)->addresses()) {
+    std::cout << "listening on " << address << std::endl;
+  }
+
+  int signal = 0;
+  sigwait(&signals, &signal);
+  log.Info("draining: new calls are refused, running ones may end",
+           {{"signal", signal}, {"timeout", absl::FormatDuration(options->drain_timeout)}});
+  ExitOnNextSignal(signals);
+  (*server)->Drain(options->drain_timeout);
+  server->reset();
+  log.Info("stopped");
+  return 0;
+}

@@ -1,0 +1,245 @@
+#include "server/rpc/call.h"
+
+#include <grpc/grpc.h>
+
+#include <algorithm>
+#include <optional>
+
+#include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
+
+namespace gradclip {
+grpc::Status ToGrpcStatus(const absl::Status& status) {
+  if (status.ok()) return grpc::Status::OK;
+  return grpc::Status(static_cast<grpc::StatusCode>(status.code()), std::string(status.message()));
+}
+
+absl::Status Call::CallerLeft() {
+  return absl::CancelledError("the caller cancelled or went away");
+}
+
+Call::Call(Environment& environment, grpc::CallbackServerContext* context, std::string_view rpc)
+    : environment_(environment),
+      session_(environment.max_call_bytes, environment.backend, environment.memory->arenas),
+      context_(context),
+      rpc_(rpc),
+      id_(environment.next_call_id.fetch_add(1, std::memory_order_relaxed)),
+      begin_(absl::Now()) {}
+
+void Call::Begin() {
+  environment_.watchdog.Add(shared_from_this());
+  Read();
+}
+
+void Call::Read() {
+  BeforeWaiting(Waiting::kForSender);
+  StartReading(&incoming_);
+}
+
+void Call::OnRead(bool ok) {
+  if (!AfterWaiting()) return End(absl::OkStatus());
+  if (ok) return TakeMessage();
+  if (context_->IsCancelled()) return End(CallerLeft());
+  if (absl::Status closed = session_.HalfClose(); !closed.ok()) return End(std::move(closed));
+  Answer();
+}
+
+void Call::TakeMessage() {
+  const ReceivedMessage message(incoming_);
+  if (message.size() > environment_.max_message_bytes) {
+    return End(absl::ResourceExhaustedError(absl::StrFormat(
+        "a message has %d bytes; the limit is %d (--max-message-bytes). Send the gradient in more "
+        "and smaller messages, 1 MiB each",
+        message.size(), environment_.max_message_bytes)));
+  }
+  Pieces pieces = message.pieces();
+  if (StripDataHeader(pieces)) return TakeData(pieces);
+
+  const std::string serialised = message.Flatten();
+  const absl::StatusOr<uint64_t> bytes =
+      BoundParsedBytes(serialised, environment_.declaration_limits);
+  if (!bytes.ok()) return End(bytes.status());
+  MemoryBudget::Reservation declarations;
+  if (!environment_.memory->declarations.TryReserve(*bytes, &declarations)) {
+    return End(absl::UnavailableError(absl::StrFormat(
+        "the declarations of the calls in progress hold %d of the %d bytes set aside for them, and "
+        "this one may need %d; try again, or declare fewer tensors",
+        environment_.memory->declarations.used_bytes(),
+        environment_.memory->declarations.total_bytes(), *bytes)));
+  }
+  TakeRequest(serialised, std::move(declarations));
+}
+
+void Call::TakeData(const Pieces& pieces) {
+  for (const std::span<const std::byte> piece : pieces) {
+    if (absl::Status taken = session_.Data(piece); !taken.ok()) return End(std::move(taken));
+  }
+  Read();
+}
+
+void Call::Admit() {
+  MemoryBudget& budget = environment_.memory->gradients;
+  const uint64_t bytes =
+      std::min(ArenaBuffer::Footprint(session_.spec().bytes_to_keep()), budget.total_bytes());
+  if (bytes == 0) return OnAdmitted();
+  BeforeWaiting(Waiting::kForMemory);
+  // The grant may run, and the call end, before Reserve() returns or long after: both hold on to
+  // it.
+  const std::shared_ptr<Call> self = shared_from_this();
+  std::shared_ptr<MemoryBudget::Waiter> waiter = budget.Reserve(
+      bytes, [self](MemoryBudget::Reservation granted) { self->OnGranted(std::move(granted)); });
+  bool leave = false;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (waiting_ == Waiting::kForMemory) {
+      waiter_ = std::move(waiter);
+      leave = cancelled_ || !expired_.ok();
+    }
+  }
+  if (leave && LeaveQueue()) End(CallerLeft());
+}
+
+void Call::OnGranted(MemoryBudget::Reservation reservation) {
+  if (!AfterWaiting()) return End(CallerLeft());
+  kept_ = std::make_shared<Kept>(
+      Kept{environment_.memory, std::move(reservation), session_.gradient()});
+  OnAdmitted();
+}
+
+bool Call::LeaveQueue() {
+  std::shared_ptr<MemoryBudget::Waiter> waiter;
+  {
+    absl::MutexLock lock(&mutex_);
+    waiter = std::move(waiter_);
+  }
+  return waiter != nullptr && waiter->Cancel();
+}
+
+void Call::OnCancelled() {
+  {
+    absl::MutexLock lock(&mutex_);
+    cancelled_ = true;
+  }
+  // Otherwise an operation is outstanding, and its failure ends the call.
+  if (LeaveQueue()) End(CallerLeft());
+}
+
+void Call::BeforeWaiting(Waiting what) {
+  absl::MutexLock lock(&mutex_);
+  waiting_ = what;
+  waiting_since_ = absl::Now();
+}
+
+bool Call::AfterWaiting() {
+  absl::MutexLock lock(&mutex_);
+  const bool was_queued = waiting_ == Waiting::kForMemory;
+  waiting_ = Waiting::kForNothing;
+  waiter_ = nullptr;
+  // A cancelled call whose operation succeeded goes on until one fails; one that comes from the
+  // queue for memory has no operation that could.
+  return expired_.ok() && !(was_queued && cancelled_);
+}
+
+bool Call::ShouldExpire(absl::Time now) {
+  absl::MutexLock lock(&mutex_);
+  if (waiting_ == Waiting::kForNothing || !expired_.ok()) return false;
+  const absl::Duration limit =
+      waiting_ == Waiting::kForMemory ? environment_.admission_timeout : environment_.idle_timeout;
+  if (now - waiting_since_ < limit) return false;
+  expired_ = ExpiryReason();
+  if (waiting_ != Waiting::kForMemory) {
+    // The context is valid here: OnEnded() has to take the call from the watchdog first.
+    expiring_ = context_->c_call();
+    grpc_call_ref(expiring_);
+  }
+  return true;
+}
+
+absl::Status Call::ExpiryReason() const {
+  const std::string idle = absl::FormatDuration(environment_.idle_timeout);
+  switch (waiting_) {
+    case Waiting::kForMemory: {
+      const MemoryBudget& budget = environment_.memory->gradients;
+      return absl::ResourceExhaustedError(absl::StrFormat(
+          "waited %s (--admission-timeout) for %d bytes of memory; other calls hold %d of the %d "
+          "there are (--memory-budget). Try later, or use reply REPLY_COEFFICIENT, which needs "
+          "none",
+          absl::FormatDuration(environment_.admission_timeout), session_.spec().bytes_to_keep(),
+          budget.used_bytes(), budget.total_bytes()));
+    }
+    case Waiting::kForReader:
+      if (session_.passes_through()) {
+        return absl::DeadlineExceededError(absl::StrFormat(
+            "the caller has read nothing for %s (--idle-timeout). With total_norm given, clipped "
+            "bytes come back while later ones are sent: read while you write",
+            idle));
+      }
+      return absl::DeadlineExceededError(
+          absl::StrFormat("the caller has read nothing for %s (--idle-timeout)", idle));
+    default:
+      return absl::DeadlineExceededError(
+          absl::StrFormat("the caller has sent nothing for %s (--idle-timeout), after %d bytes",
+                          idle, session_.received_bytes()));
+  }
+}
+
+void Call::Expire() {
+  if (LeaveQueue()) return End(absl::OkStatus());
+  grpc_call* call = nullptr;
+  std::string reason;
+  {
+    absl::MutexLock lock(&mutex_);
+    std::swap(call, expiring_);
+    reason = std::string(expired_.message());
+  }
+  if (call == nullptr) return;
+  // Finish() would queue behind bytes that the peer does not read; this goes past them, and the
+  // outstanding operation fails.
+  grpc_call_cancel_with_status(call, GRPC_STATUS_DEADLINE_EXCEEDED, reason.c_str(), nullptr);
+  grpc_call_unref(call);
+}
+
+void Call::End(absl::Status status) {
+  {
+    absl::MutexLock lock(&mutex_);
+    if (ended_) return;
+    ended_ = true;
+    waiting_ = Waiting::kForNothing;
+    if (!expired_.ok()) status = expired_;
+    final_status_ = status;
+  }
+  StartFinish(ToGrpcStatus(status));
+}
+
+void Call::NoteEndsWell() {
+  absl::MutexLock lock(&mutex_);
+  ended_ = true;
+}
+
+void Call::OnEnded() {
+  const std::shared_ptr<Call> self = shared_from_this();
+  environment_.watchdog.Remove(this);
+  CallRecord record;
+  {
+    absl::MutexLock lock(&mutex_);
+    record.status = expired_.ok() ? final_status_ : expired_;
+  }
+  if (record.status.ok() && context_->IsCancelled()) record.status = CallerLeft();
+  record.call_id = id_;
+  record.peer = context_->peer();
+  record.rpc = rpc_;
+  record.bytes_in = session_.received_bytes();
+  record.bytes_out = bytes_out_;
+  record.milliseconds = absl::ToDoubleMilliseconds(absl::Now() - begin_);
+  if (session_.started()) {
+    record.tensors = session_.spec().tensors.size();
+    record.backend = environment_.backend.name();
+  }
+  if (record.status.ok()) {
+    record.norm = session_.result().norm().total_norm();
+    if (session_.clips()) record.coefficient = session_.result().coefficient();
+  }
+  environment_.log.Call(record);
+}
+
+}  // namespace gradclip

@@ -1,0 +1,156 @@
+// What both streaming RPCs do alike: read requests into a session, wait for memory, end exactly
+// once.
+//
+// Threading: a call has at most one operation with the transport outstanding, so its reactions
+// follow one another. From other threads come the cancellation, the grant of memory and the
+// watchdog; what they share with the reactions is guarded by mutex_. No reaction blocks. After any
+// method that starts an operation, its completion may already be running elsewhere: touch nothing
+// afterwards.
+#ifndef GRADCLIP_SERVER_RPC_CALL_H_
+#define GRADCLIP_SERVER_RPC_CALL_H_
+
+#include <grpcpp/grpcpp.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "server/rpc/environment.h"
+#include "server/rpc/watchdog.h"
+#include "server/session/session.h"
+#include "server/wire/byte_buffer.h"
+
+namespace gradclip {
+
+// The gRPC status of the same code and message.
+grpc::Status ToGrpcStatus(const absl::Status& status);
+
+class Call : public Watched, public std::enable_shared_from_this<Call> {
+ public:
+  ~Call() override = default;
+
+ protected:
+  Call(Environment& environment, grpc::CallbackServerContext* context, std::string_view rpc);
+
+  // What has to happen before the call can go on.
+  enum class Waiting { kForNothing, kForSender, kForReader, kForMemory };
+
+  // --- What the RPC's reactor provides ---
+
+  virtual void StartReading(grpc::ByteBuffer* into) = 0;     // StartRead
+  virtual void StartFinish(const grpc::Status& status) = 0;  // Finish
+  // A request that is not plain data: ParseAndTake() it as the RPC's type.
+  virtual void TakeRequest(const std::string& serialised,
+                           MemoryBudget::Reservation declarations) = 0;
+  // The session has started and has its memory: by default, read on.
+  virtual void OnAdmitted() { Read(); }
+  // Plain data: by default, measured piece by piece, then read on.
+  virtual void TakeData(const Pieces& pieces);
+  // The caller has half-closed, and the session holds the result.
+  virtual void Answer() = 0;
+
+  // --- What the reactor calls ---
+
+  void Begin();          // once; the call owns itself from here to OnEnded()
+  void OnRead(bool ok);  // from OnReadDone
+  void OnCancelled();    // from OnCancel
+  void OnEnded();        // from OnDone
+
+  void Read();
+  // Ends the call, with the reason of its expiry where it has expired.
+  void End(absl::Status status);
+  // Notes that the call ends with OK by an operation of the reactor's own (StartWriteAndFinish).
+  void NoteEndsWell();
+
+  // Before and after an operation for which the peer has to act. After: where false, the call has
+  // expired meanwhile, and all that is left to do is End().
+  void BeforeWaiting(Waiting what);
+  [[nodiscard]] bool AfterWaiting();
+
+  // TakeRequest() for requests of this type.
+  template <typename Request>
+  void ParseAndTake(const std::string& serialised, MemoryBudget::Reservation declarations);
+
+  static absl::Status CallerLeft();
+
+  // What reply messages hold on to: the gradient's bytes and their place in the budget.
+  std::shared_ptr<const void> kept_memory() const { return kept_; }
+
+  Environment& environment_;
+  Session session_;
+  uint64_t bytes_out_ = 0;
+
+ private:
+  // Destroyed from the last member to the first.
+  struct Kept {
+    std::shared_ptr<Memory> memory;
+    MemoryBudget::Reservation reservation;
+    std::shared_ptr<ArenaBuffer> gradient;
+  };
+
+  bool ShouldExpire(absl::Time now) override;
+  void Expire() override;
+  absl::Status ExpiryReason() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  void TakeMessage();
+  void Admit();
+  void OnGranted(MemoryBudget::Reservation reservation);
+  // Leaves the queue for memory. True: no grant will come, and the caller has to End() the call.
+  bool LeaveQueue();
+
+  grpc::CallbackServerContext* const context_;
+  const std::string_view rpc_;
+  const uint64_t id_;
+  const absl::Time begin_;
+
+  grpc::ByteBuffer incoming_;
+  MemoryBudget::Reservation declarations_;
+  std::shared_ptr<Kept> kept_;
+
+  absl::Mutex mutex_;
+  Waiting waiting_ ABSL_GUARDED_BY(mutex_) = Waiting::kForNothing;
+  absl::Time waiting_since_ ABSL_GUARDED_BY(mutex_);
+  std::shared_ptr<MemoryBudget::Waiter> waiter_ ABSL_GUARDED_BY(mutex_);
+  bool cancelled_ ABSL_GUARDED_BY(mutex_) = false;
+  bool ended_ ABSL_GUARDED_BY(mutex_) = false;
+  grpc_call* expiring_ ABSL_GUARDED_BY(mutex_) = nullptr;  // a reference held for Expire()
+  absl::Status expired_ ABSL_GUARDED_BY(mutex_);           // not OK once the call has expired
+  absl::Status final_status_ ABSL_GUARDED_BY(mutex_);
+};
+
+template <typename Request>
+void Call::ParseAndTake(const std::string& serialised, MemoryBudget::Reservation declarations) {
+  Request request;
+  if (!request.ParseFromString(serialised)) {
+    return End(absl::InvalidArgumentError(absl::StrCat(
+        "a message of ", serialised.size(), " bytes is not a valid ", request.GetTypeName())));
+  }
+  switch (request.payload_case()) {
+    case Request::kStart: {
+      const bool first = !session_.started();
+      if (absl::Status started = session_.Start(std::move(*request.mutable_start()));
+          !started.ok()) {
+        return End(std::move(started));
+      }
+      if (first) declarations_ = std::move(declarations);
+      return Admit();
+    }
+    case Request::kData:
+      return TakeData({std::as_bytes(std::span(request.data()))});
+    case Request::kShared:
+      return End(session_.Shared());
+    case Request::PAYLOAD_NOT_SET:
+      return End(session_.NoPayload());
+  }
+}
+
+}  // namespace gradclip
+
+#endif  // GRADCLIP_SERVER_RPC_CALL_H_

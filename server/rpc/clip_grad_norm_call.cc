@@ -1,0 +1,98 @@
+#include "server/rpc/clip_grad_norm_call.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace gradclip {
+namespace {
+
+// The contract's largest data message of a reply.
+constexpr size_t kMaxReplyBytes = size_t{1} << 20;
+
+// Most that an element cut by a message's end leaves over for the next one: 7 bytes of an F64.
+constexpr size_t kCarriedBytes = 7;
+
+}  // namespace
+
+void ClipGradNormCall::TakeRequest(const std::string& serialised,
+                                   MemoryBudget::Reservation declarations) {
+  ParseAndTake<v1::ClipGradNormRequest>(serialised, std::move(declarations));
+}
+
+grpc::ByteBuffer ClipGradNormCall::ResultMessage() const {
+  v1::ClipGradNormResponse response;
+  *response.mutable_result() = session_.result();
+  return Serialize(response);
+}
+
+void ClipGradNormCall::OnAdmitted() {
+  if (!session_.passes_through()) return Read();
+  Write(ResultMessage(), grpc::WriteOptions());
+}
+
+void ClipGradNormCall::Answer() {
+  half_closed_ = true;
+  if (session_.passes_through()) return End(absl::OkStatus());
+  if (!session_.result().gradient_follows() || session_.segment_count() == 0) {
+    return WriteLast(ResultMessage());
+  }
+  // The first bytes follow at once: no packet of its own for the result.
+  Write(ResultMessage(), grpc::WriteOptions().set_buffer_hint());
+}
+
+void ClipGradNormCall::OnWriteDone(bool ok) {
+  if (!AfterWaiting() || !ok) return End(CallerLeft());
+  if (half_closed_) return WriteNextSegment();
+  WriteNextPassed();
+}
+
+void ClipGradNormCall::WriteNextSegment() {
+  const size_t index = next_segment_++;
+  const std::span<const std::byte> segment = session_.ScaleSegment(index);
+  bytes_out_ += segment.size();
+  grpc::ByteBuffer message = DataMessage(segment, kept_memory());
+  if (index + 1 == session_.segment_count()) return WriteLast(std::move(message));
+  Write(std::move(message), grpc::WriteOptions());
+}
+
+void ClipGradNormCall::TakeData(const Pieces& pieces) {
+  if (!session_.started() || !session_.passes_through()) return Call::TakeData(pieces);
+  size_t bytes = 0;
+  for (const auto& piece : pieces) bytes += piece.size();
+  passed_ = std::shared_ptr<std::byte[]>(new std::byte[bytes + kCarriedBytes]);
+  passed_bytes_ = 0;
+  passed_written_ = 0;
+  for (const std::span<const std::byte> piece : pieces) {
+    size_t written = 0;
+    if (absl::Status taken = session_.PassThrough(piece, passed_.get() + passed_bytes_, &written);
+        !taken.ok()) {
+      return End(std::move(taken));
+    }
+    passed_bytes_ += written;
+  }
+  WriteNextPassed();
+}
+
+void ClipGradNormCall::WriteNextPassed() {
+  if (passed_written_ == passed_bytes_) return Read();
+  const size_t bytes = std::min(passed_bytes_ - passed_written_, kMaxReplyBytes);
+  grpc::ByteBuffer message = DataMessage({passed_.get() + passed_written_, bytes}, passed_);
+  passed_written_ += bytes;
+  bytes_out_ += bytes;
+  Write(std::move(message), grpc::WriteOptions());
+}
+
+void ClipGradNormCall::Write(grpc::ByteBuffer message, grpc::WriteOptions options) {
+  outgoing_ = std::move(message);
+  BeforeWaiting(Waiting::kForReader);
+  StartWrite(&outgoing_, options);
+}
+
+void ClipGradNormCall::WriteLast(grpc::ByteBuffer message) {
+  outgoing_ = std::move(message);
+  NoteEndsWell();
+  BeforeWaiting(Waiting::kForReader);
+  StartWriteAndFinish(&outgoing_, grpc::WriteOptions(), grpc::Status::OK);
+}
+
+}  // namespace gradclip

@@ -1,0 +1,54 @@
+// One call of ClipGradNorm. Threading as Call.
+#ifndef GRADCLIP_SERVER_RPC_CLIP_GRAD_NORM_CALL_H_
+#define GRADCLIP_SERVER_RPC_CLIP_GRAD_NORM_CALL_H_
+
+#include <grpcpp/grpcpp.h>
+
+#include <cstddef>
+#include <memory>
+#include <string>
+
+#include "server/rpc/call.h"
+
+namespace gradclip {
+
+class ClipGradNormCall final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>,
+                               public Call {
+ public:
+  ClipGradNormCall(Environment& environment, grpc::CallbackServerContext* context)
+      : Call(environment, context, "ClipGradNorm") {}
+
+  using Call::Begin;
+
+ private:
+  void OnReadDone(bool ok) override { OnRead(ok); }
+  void OnWriteDone(bool ok) override;
+  void OnCancel() override { OnCancelled(); }
+  void OnDone() override { OnEnded(); }
+
+  void StartReading(grpc::ByteBuffer* into) override { StartRead(into); }
+  void StartFinish(const grpc::Status& status) override { Finish(status); }
+  void TakeRequest(const std::string& serialised, MemoryBudget::Reservation declarations) override;
+  void OnAdmitted() override;
+  void TakeData(const Pieces& pieces) override;
+  void Answer() override;
+
+  grpc::ByteBuffer ResultMessage() const;
+  void Write(grpc::ByteBuffer message, grpc::WriteOptions options);
+  void WriteLast(grpc::ByteBuffer message);
+  void WriteNextSegment();
+  void WriteNextPassed();
+
+  grpc::ByteBuffer outgoing_;
+  bool half_closed_ = false;
+  size_t next_segment_ = 0;
+
+  // With total_norm given: the clipped bytes of the last request, and how many of them are written.
+  std::shared_ptr<std::byte[]> passed_;
+  size_t passed_bytes_ = 0;
+  size_t passed_written_ = 0;
+};
+
+}  // namespace gradclip
+
+#endif  // GRADCLIP_SERVER_RPC_CLIP_GRAD_NORM_CALL_H_

@@ -1,0 +1,48 @@
+// What every call is given. Plain data; all it points to is thread-safe and outlives every call.
+#ifndef GRADCLIP_SERVER_RPC_ENVIRONMENT_H_
+#define GRADCLIP_SERVER_RPC_ENVIRONMENT_H_
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+
+#include "absl/time/time.h"
+#include "server/backend/backend.h"
+#include "server/memory/arena.h"
+#include "server/memory/budget.h"
+#include "server/observe/log.h"
+#include "server/wire/message.h"
+
+namespace gradclip {
+
+class Watchdog;
+
+// The memory of all calls. Shared, because the transport may let go of a reply's last bytes after
+// the server has gone.
+struct Memory {
+  Memory(uint64_t gradient_bytes, uint64_t declaration_bytes)
+      : gradients(gradient_bytes), declarations(declaration_bytes) {}
+
+  MemoryBudget gradients;     // --memory-budget: gradient bytes kept
+  MemoryBudget declarations;  // parsed start messages
+  ArenaPool arenas;
+};
+
+struct Environment {
+  const Backend& backend;
+  const std::shared_ptr<Memory> memory;
+  Log& log;
+  Watchdog& watchdog;
+
+  uint64_t max_message_bytes = 0;  // --max-message-bytes
+  uint64_t max_call_bytes = 0;     // --max-call-bytes
+  DeclarationLimits declaration_limits;
+  absl::Duration admission_timeout;  // --admission-timeout
+  absl::Duration idle_timeout;       // --idle-timeout
+
+  std::atomic<uint64_t> next_call_id{1};
+};
+
+}  // namespace gradclip
+
+#endif  // GRADCLIP_SERVER_RPC_ENVIRONMENT_H_

@@ -1,0 +1,131 @@
+#include "server/rpc/server.h"
+
+#include <grpcpp/health_check_service_interface.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <random>
+#include <string_view>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
+
+namespace gradclip {
+namespace {
+
+// A message over --max-message-bytes is refused in our words. One that is over this many times as
+// much is refused by gRPC in its own, before it is held in memory.
+constexpr uint64_t kTransportMessageFactor = 4;
+
+// What parsed start messages of all calls may hold: beside the gradients, never waiting for them.
+uint64_t DeclarationBudget(uint64_t memory_budget) {
+  return std::max<uint64_t>(uint64_t{64} << 20, memory_budget / 16);
+}
+
+// Often enough that a wait ends at most an eighth late.
+absl::Duration WatchInterval(const Options& options) {
+  const absl::Duration shortest = std::min(options.idle_timeout, options.admission_timeout);
+  return std::clamp(shortest / 8, absl::Milliseconds(5), absl::Milliseconds(250));
+}
+
+std::string RandomInstance() {
+  std::random_device device;
+  return absl::StrFormat("%08x%08x", device(), device());
+}
+
+v1::GetServerInfoResponse DescribeServer(const Options& options, const Backend& backend) {
+  v1::GetServerInfoResponse info;
+  info.set_version(std::string(ServerVersion()));
+  std::vector<BackendChoice> choices = ListBackends();
+  std::stable_partition(choices.begin(), choices.end(),
+                        [&](const BackendChoice& choice) { return choice.name == backend.name(); });
+  for (BackendChoice& choice : choices) {
+    v1::Backend& listed = *info.add_backends();
+    listed.set_name(std::move(choice.name));
+    listed.set_usable(choice.usable);
+    listed.set_detail(std::move(choice.detail));
+  }
+  info.set_max_message_bytes(options.max_message_bytes);
+  info.set_max_call_bytes(options.max_call_bytes);
+  info.set_memory_budget_bytes(options.memory_budget);
+  info.set_max_tensors(options.max_tensors);
+  info.set_instance(RandomInstance());
+  return info;
+}
+
+// "127.0.0.1:0" -> "127.0.0.1:41234"
+std::string WithPort(const std::string& address, int port) {
+  if (absl::StartsWith(address, "unix:")) return address;
+  return absl::StrCat(address.substr(0, address.rfind(':')), ":", port);
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Server>> Server::Start(const Options& options, Log& log) {
+  absl::StatusOr<std::unique_ptr<Backend>> backend = MakeBackend(options.backend);
+  if (!backend.ok()) return backend.status();
+  std::unique_ptr<Server> server(new Server(options, *std::move(backend), log));
+  if (absl::Status listening = server->Listen(options); !listening.ok()) return listening;
+  return server;
+}
+
+Server::Server(const Options& options, std::unique_ptr<Backend> backend, Log& log)
+    : backend_(std::move(backend)),
+      log_(log),
+      memory_(std::make_shared<Memory>(options.memory_budget,
+                                       DeclarationBudget(options.memory_budget))),
+      watchdog_(WatchInterval(options), options.arena_trim_interval,
+                [memory = memory_] { memory->arenas.Trim(); }),
+      environment_{.backend = *backend_,
+                   .memory = memory_,
+                   .log = log_,
+                   .watchdog = watchdog_,
+                   .max_message_bytes = options.max_message_bytes,
+                   .max_call_bytes = options.max_call_bytes,
+                   .declaration_limits = {.max_tensors = options.max_tensors,
+                                          .max_dimensions = options.max_dimensions},
+                   .admission_timeout = options.admission_timeout,
+                   .idle_timeout = options.idle_timeout},
+      service_(environment_, DescribeServer(options, *backend_)) {}
+
+absl::Status Server::Listen(const Options& options) {
+  grpc::EnableDefaultHealthCheckService(true);
+  grpc::ServerBuilder builder;
+  // Two servers on one port would share its connections silently.
+  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  builder.SetMaxReceiveMessageSize(static_cast<int>(
+      std::min<uint64_t>(options.max_message_bytes * kTransportMessageFactor, INT32_MAX)));
+  builder.SetMaxSendMessageSize(-1);
+  std::vector<int> ports(options.listen.size());
+  for (size_t i = 0; i < options.listen.size(); ++i) {
+    builder.AddListeningPort(options.listen[i], grpc::InsecureServerCredentials(), &ports[i]);
+  }
+  builder.RegisterService(&service_);
+  server_ = builder.BuildAndStart();
+  for (size_t i = 0; i < ports.size(); ++i) {
+    if (ports[i] == 0) {
+      return absl::UnavailableError(absl::StrFormat(
+          "cannot listen on %s: the address is taken, not this machine's, or not permitted; "
+          "choose another with --listen",
+          options.listen[i]));
+    }
+    addresses_.push_back(WithPort(options.listen[i], ports[i]));
+  }
+  if (server_ == nullptr) return absl::UnavailableError("gRPC could not start the server");
+  server_->GetHealthCheckService()->SetServingStatus("gradclip.v1.GradClip", true);
+  return absl::OkStatus();
+}
+
+void Server::Drain(absl::Duration timeout) {
+  server_->GetHealthCheckService()->SetServingStatus(false);
+  server_->Shutdown(absl::ToChronoTime(absl::Now() + timeout));
+}
+
+Server::~Server() {
+  if (server_ != nullptr) Drain(absl::ZeroDuration());
+}
+
+}  // namespace gradclip

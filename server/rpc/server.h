@@ -1,0 +1,54 @@
+// A running GradClip server: listeners, service, health, and all that calls share.
+// Drain() may be called from any thread; the rest from one.
+#ifndef GRADCLIP_SERVER_RPC_SERVER_H_
+#define GRADCLIP_SERVER_RPC_SERVER_H_
+
+#include <grpcpp/grpcpp.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "server/backend/backend.h"
+#include "server/observe/log.h"
+#include "server/options/options.h"
+#include "server/rpc/environment.h"
+#include "server/rpc/service.h"
+#include "server/rpc/watchdog.h"
+
+namespace gradclip {
+
+class Server {
+ public:
+  // Serves by `options`. `log` must outlive the server. Errors: an unusable backend or address.
+  static absl::StatusOr<std::unique_ptr<Server>> Start(const Options& options, Log& log);
+  // Cancels what still runs.
+  ~Server();
+
+  // Where it listens, one for each of options.listen, with the port really bound.
+  const std::vector<std::string>& addresses() const { return addresses_; }
+
+  // Health turns NOT_SERVING, new calls are refused, running ones may end until `timeout` has
+  // passed and are cancelled then. Returns once none is left.
+  void Drain(absl::Duration timeout);
+
+ private:
+  Server(const Options& options, std::unique_ptr<Backend> backend, Log& log);
+
+  absl::Status Listen(const Options& options);
+
+  const std::unique_ptr<Backend> backend_;
+  Log& log_;
+  const std::shared_ptr<Memory> memory_;
+  Watchdog watchdog_;
+  Environment environment_;
+  Service service_;
+  std::vector<std::string> addresses_;
+  std::unique_ptr<grpc::Server> server_;
+};
+
+}  // namespace gradclip
+
+#endif  // GRADCLIP_SERVER_RPC_SERVER_H_

@@ -1,0 +1,40 @@
+#include "server/rpc/service.h"
+
+#include <memory>
+
+#include "server/rpc/clip_grad_norm_call.h"
+#include "server/rpc/compute_norm_call.h"
+
+namespace gradclip {
+
+grpc::ServerReadReactor<grpc::ByteBuffer>* Service::ComputeNorm(
+    grpc::CallbackServerContext* context, grpc::ByteBuffer* response) {
+  const auto call = std::make_shared<ComputeNormCall>(environment_, context, response);
+  call->Begin();
+  return call.get();
+}
+
+grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* Service::ClipGradNorm(
+    grpc::CallbackServerContext* context) {
+  const auto call = std::make_shared<ClipGradNormCall>(environment_, context);
+  call->Begin();
+  return call.get();
+}
+
+grpc::ServerUnaryReactor* Service::GetServerInfo(grpc::CallbackServerContext* context,
+                                                 const v1::GetServerInfoRequest* /*request*/,
+                                                 v1::GetServerInfoResponse* response) {
+  const absl::Time begin = absl::Now();
+  *response = info_;
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  CallRecord record;
+  record.call_id = environment_.next_call_id.fetch_add(1, std::memory_order_relaxed);
+  record.peer = context->peer();
+  record.rpc = "GetServerInfo";
+  record.milliseconds = absl::ToDoubleMilliseconds(absl::Now() - begin);
+  environment_.log.Call(record);
+  reactor->Finish(grpc::Status::OK);
+  return reactor;
+}
+
+}  // namespace gradclip

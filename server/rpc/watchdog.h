@@ -1,0 +1,52 @@
+// Ends calls that wait for too long: for a peer that neither sends nor reads, or for memory. One
+// thread looks at all calls now and then, so that a call pays two stores per wait and no timer.
+// Thread-safe.
+#ifndef GRADCLIP_SERVER_RPC_WATCHDOG_H_
+#define GRADCLIP_SERVER_RPC_WATCHDOG_H_
+
+#include <functional>
+#include <memory>
+#include <thread>
+#include <unordered_map>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+
+namespace gradclip {
+
+// Something that can wait for too long.
+class Watched {
+ public:
+  virtual ~Watched() = default;
+
+  // True: it has waited for too long at `now`; Expire() follows. Called under the watchdog's lock:
+  // must neither block nor call the watchdog.
+  virtual bool ShouldExpire(absl::Time now) = 0;
+  // Called after ShouldExpire() said so, under no lock, perhaps after Remove().
+  virtual void Expire() = 0;
+};
+
+class Watchdog {
+ public:
+  // Looks every `interval`, and does `chore` every chore_interval.
+  Watchdog(absl::Duration interval, absl::Duration chore_interval, std::function<void()> chore);
+  ~Watchdog();  // REQUIRES: nothing is watched any more
+
+  // Shares in owning `watched` until Remove().
+  void Add(std::shared_ptr<Watched> watched);
+  void Remove(Watched* watched);
+
+ private:
+  void Run(absl::Duration interval, absl::Duration chore_interval,
+           const std::function<void()>& chore);
+
+  absl::Mutex mutex_;
+  std::unordered_map<Watched*, std::shared_ptr<Watched>> watched_ ABSL_GUARDED_BY(mutex_);
+  bool stop_ ABSL_GUARDED_BY(mutex_) = false;
+  std::thread thread_;
+};
+
+}  // namespace gradclip
+
+#endif  // GRADCLIP_SERVER_RPC_WATCHDOG_H_

@@ -1,0 +1,189 @@
+#include "server/session/call_spec.h"
+
+#include <cmath>
+#include <limits>
+#include <utility>
+
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+
+namespace gradclip {
+namespace {
+
+// A gradient's bytes are counted in int64 by every caller's language.
+constexpr uint64_t kMaxGradientBytes = std::numeric_limits<int64_t>::max();
+
+// Names come from strangers and go into messages; a megabyte of one would not help anybody.
+constexpr size_t kShownNameBytes = 120;
+
+absl::StatusOr<DType> CheckDType(v1::DType dtype, const std::string& tensor) {
+  switch (dtype) {
+    case v1::DTYPE_FLOAT32:
+    case v1::DTYPE_FLOAT16:
+    case v1::DTYPE_BFLOAT16:
+    case v1::DTYPE_FLOAT64:
+      return static_cast<DType>(dtype);
+    default:
+      return absl::InvalidArgumentError(absl::StrFormat(
+          "tensor %s: dtype is %d; it must be DTYPE_FLOAT32 (1), DTYPE_FLOAT16 (2), "
+          "DTYPE_BFLOAT16 (3) or DTYPE_FLOAT64 (4)",
+          tensor, static_cast<int>(dtype)));
+  }
+}
+
+absl::StatusOr<uint64_t> CountElements(const v1::TensorSpec& tensor, DType dtype,
+                                       const std::string& described) {
+  const auto describe_shape = [&] {
+    return absl::StrCat("[", absl::StrJoin(tensor.shape(), ", "), "]");
+  };
+  bool empty = false;
+  for (int64_t extent : tensor.shape()) {
+    if (extent < 0) {
+      return absl::InvalidArgumentError(absl::StrFormat(
+          "tensor %s: shape %s has the negative extent %d", described, describe_shape(), extent));
+    }
+    empty = empty || extent == 0;
+  }
+  if (empty) return uint64_t{0};
+  uint64_t elements = 1;
+  for (int64_t extent : tensor.shape()) {
+    if (__builtin_mul_overflow(elements, static_cast<uint64_t>(extent), &elements) ||
+        elements > kMaxGradientBytes / ElementSize(dtype)) {
+      return absl::InvalidArgumentError(
+          absl::StrFormat("tensor %s: shape %s declares more than 2^63 - 1 bytes of %s", described,
+                          describe_shape(), Name(dtype)));
+    }
+  }
+  return elements;
+}
+
+absl::Status AddTensor(v1::TensorSpec& tensor, CallSpec& spec) {
+  const std::string described = DescribeTensor(tensor.name(), spec.tensors.size());
+  const absl::StatusOr<DType> dtype = CheckDType(tensor.dtype(), described);
+  if (!dtype.ok()) return dtype.status();
+  const absl::StatusOr<uint64_t> elements = CountElements(tensor, *dtype, described);
+  if (!elements.ok()) return elements.status();
+
+  TensorDeclaration declaration;
+  declaration.name = std::move(*tensor.mutable_name());
+  declaration.dtype = *dtype;
+  declaration.replica = tensor.replica();
+  declaration.elements = *elements;
+  const uint64_t bytes = declaration.bytes();
+  spec.gradient_bytes += bytes;
+  if (spec.gradient_bytes > kMaxGradientBytes) {
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "tensor %s: the gradient up to here has more than 2^63 - 1 bytes", described));
+  }
+  if (bytes > 0) {
+    if (!spec.runs.empty() && spec.runs.back().dtype == *dtype) {
+      spec.runs.back().bytes += bytes;
+    } else {
+      spec.runs.push_back({*dtype, bytes});
+    }
+  }
+  spec.tensors.push_back(std::move(declaration));
+  return absl::OkStatus();
+}
+
+absl::Status OutOfRange(std::string_view field, double value, std::string_view allowed) {
+  return absl::InvalidArgumentError(
+      absl::StrFormat("%s is %g; it must be %s", field, value, allowed));
+}
+
+// What both RPCs declare alike.
+template <typename Start>
+absl::StatusOr<CallSpec> MakeCommonSpec(Start& start) {
+  if (start.has_group()) {
+    return absl::UnimplementedError(
+        "group is set, but this server cannot yet compute one norm for several ranks; leave group "
+        "out to clip by this caller's own norm");
+  }
+  CallSpec spec;
+  const v1::NormOptions& norm = start.norm();
+  if (norm.has_norm_type()) spec.norm_type = norm.norm_type();
+  if (!(spec.norm_type > 0)) {
+    return OutOfRange("norm.norm_type", spec.norm_type, "> 0 or +infinity");
+  }
+  if (norm.has_pre_scale()) spec.rule.pre_scale = norm.pre_scale();
+  if (!(spec.rule.pre_scale > 0) || !std::isfinite(spec.rule.pre_scale)) {
+    return OutOfRange("norm.pre_scale", spec.rule.pre_scale, "finite and > 0");
+  }
+  spec.per_tensor = norm.per_tensor();
+
+  spec.tensors.reserve(start.tensors_size());
+  for (v1::TensorSpec& tensor : *start.mutable_tensors()) {
+    if (absl::Status added = AddTensor(tensor, spec); !added.ok()) return added;
+  }
+  return spec;
+}
+
+absl::Status CheckTotalNorm(const v1::ClipGradNormStart& start) {
+  const double total_norm = start.total_norm();
+  if (total_norm < 0) return OutOfRange("total_norm", total_norm, ">= 0 or NaN");
+  if (start.norm().per_tensor()) {
+    return absl::InvalidArgumentError(
+        "total_norm is set together with norm.per_tensor; with total_norm nothing is measured");
+  }
+  if (start.reply() == v1::REPLY_COEFFICIENT) {
+    return absl::InvalidArgumentError(
+        "total_norm is set together with reply REPLY_COEFFICIENT; who knows the norm and scales "
+        "the "
+        "gradient needs no server: the coefficient is min(1, max_norm / (total_norm + epsilon))");
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+std::string DescribeTensor(const std::string& name, size_t index) {
+  if (name.empty()) return absl::StrCat("#", index);
+  if (name.size() > kShownNameBytes) {
+    return absl::StrCat("\"", absl::Utf8SafeCEscape(name.substr(0, kShownNameBytes)), "...\" (#",
+                        index, ")");
+  }
+  return absl::StrCat("\"", absl::Utf8SafeCEscape(name), "\"");
+}
+
+absl::StatusOr<CallSpec> MakeCallSpec(v1::ComputeNormStart start) {
+  return MakeCommonSpec(start);
+}
+
+absl::StatusOr<CallSpec> MakeCallSpec(v1::ClipGradNormStart start, uint64_t max_call_bytes) {
+  absl::StatusOr<CallSpec> spec = MakeCommonSpec(start);
+  if (!spec.ok()) return spec;
+
+  if (!start.has_max_norm()) {
+    return absl::InvalidArgumentError(
+        "max_norm is not set; it must be >= 0, and +infinity measures without clipping");
+  }
+  spec->rule.max_norm = start.max_norm();
+  if (!(spec->rule.max_norm >= 0)) return OutOfRange("max_norm", spec->rule.max_norm, ">= 0");
+  if (start.has_epsilon()) spec->rule.epsilon = start.epsilon();
+  if (!(spec->rule.epsilon >= 0) || !std::isfinite(spec->rule.epsilon)) {
+    return OutOfRange("epsilon", spec->rule.epsilon, "finite and >= 0");
+  }
+  if (!v1::NonfinitePolicy_IsValid(start.nonfinite())) {
+    return OutOfRange("nonfinite", start.nonfinite(), "a NonfinitePolicy, 0 to 3");
+  }
+  spec->rule.nonfinite = static_cast<OnNonfinite>(start.nonfinite());
+  if (!v1::ReplyMode_IsValid(start.reply())) {
+    return OutOfRange("reply", start.reply(), "a ReplyMode, 0 to 2");
+  }
+  spec->reply = start.reply();
+  if (start.has_total_norm()) {
+    if (absl::Status checked = CheckTotalNorm(start); !checked.ok()) return checked;
+    spec->total_norm = start.total_norm();
+  }
+  if (spec->bytes_to_keep() > max_call_bytes) {
+    return absl::ResourceExhaustedError(absl::StrFormat(
+        "the gradient has %d bytes; the server keeps at most %d for one call (--max-call-bytes). "
+        "With reply REPLY_COEFFICIENT it keeps none: the caller multiplies by the coefficient",
+        spec->bytes_to_keep(), max_call_bytes));
+  }
+  return spec;
+}
+
+}  // namespace gradclip

@@ -1,0 +1,60 @@
+// What a call's start message declares, checked and in our own terms. Values and pure functions.
+#ifndef GRADCLIP_SERVER_SESSION_CALL_SPEC_H_
+#define GRADCLIP_SERVER_SESSION_CALL_SPEC_H_
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "gradclip/dtype.h"
+#include "gradclip/v1/gradclip.pb.h"
+#include "server/clip/clip.h"
+
+namespace gradclip {
+
+struct TensorDeclaration {
+  std::string name;
+  DType dtype = DType::kFloat32;
+  bool replica = false;
+  uint64_t elements = 0;
+
+  uint64_t bytes() const { return elements * ElementSize(dtype); }
+};
+
+// Adjacent bytes of one dtype in the gradient, across tensors.
+struct DTypeRun {
+  DType dtype = DType::kFloat32;
+  uint64_t bytes = 0;
+};
+
+struct CallSpec {
+  std::vector<TensorDeclaration> tensors;
+  double norm_type = 2;
+  bool per_tensor = false;
+  ClipRule rule;  // ClipGradNorm only, but for rule.pre_scale
+  v1::ReplyMode reply = v1::REPLY_COEFFICIENT;
+  std::optional<double> total_norm;  // given by the caller, pre_scale included
+
+  uint64_t gradient_bytes = 0;
+  std::vector<DTypeRun> runs;  // the whole gradient, by dtype
+
+  // Gradient bytes the server has to keep until the answer is known.
+  uint64_t bytes_to_keep() const {
+    return reply == v1::REPLY_COEFFICIENT || total_norm.has_value() ? 0 : gradient_bytes;
+  }
+};
+
+// The tensor as messages name it: its name in quotes, "#3" for the fourth where it has none.
+std::string DescribeTensor(const std::string& name, size_t index);
+
+// INVALID_ARGUMENT for a field outside its range, RESOURCE_EXHAUSTED for more bytes to keep than
+// max_call_bytes, UNIMPLEMENTED for `group`; each names tensor, field, numbers, limit and flag.
+// How many tensors and dimensions there may be is checked before the message is parsed, in wire/.
+absl::StatusOr<CallSpec> MakeCallSpec(v1::ComputeNormStart start);
+absl::StatusOr<CallSpec> MakeCallSpec(v1::ClipGradNormStart start, uint64_t max_call_bytes);
+
+}  // namespace gradclip
+
+#endif  // GRADCLIP_SERVER_SESSION_CALL_SPEC_H_

@@ -1,0 +1,274 @@
+#include "server/session/session.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+
+namespace gradclip {
+namespace {
+
+// The largest multiple of `size`, a power of two, that is not over `bytes`.
+constexpr uint64_t RoundDown(uint64_t bytes, size_t size) {
+  return bytes & ~uint64_t{size - 1};
+}
+
+}  // namespace
+
+Session::Session(uint64_t max_call_bytes, const Backend& backend, ArenaPool& arenas)
+    : max_call_bytes_(max_call_bytes), backend_(backend), arenas_(arenas) {}
+
+Session::~Session() = default;
+
+absl::Status Session::Start(v1::ComputeNormStart start) {
+  return Begin(started_ ? CallSpec() : MakeCallSpec(std::move(start)));
+}
+
+absl::Status Session::Start(v1::ClipGradNormStart start) {
+  clips_ = true;
+  return Begin(started_ ? CallSpec() : MakeCallSpec(std::move(start), max_call_bytes_));
+}
+
+absl::Status Session::Begin(absl::StatusOr<CallSpec> spec) {
+  if (started_) {
+    return absl::InvalidArgumentError("a second start message came; a call has one, its first");
+  }
+  if (!spec.ok()) return spec.status();
+  spec_ = *std::move(spec);
+  started_ = true;
+  result_.mutable_norm()->set_backend(std::string(backend_.name()));
+  if (passes_through()) return Decide(*spec_.total_norm);
+
+  norm_.emplace(backend_, spec_.norm_type, spec_.per_tensor);
+  if (spec_.bytes_to_keep() > 0) {
+    gradient_ = std::make_shared<ArenaBuffer>(arenas_, spec_.bytes_to_keep());
+  }
+  if (spec_.per_tensor) {
+    result_.mutable_norm()->mutable_tensors()->Reserve(static_cast<int>(spec_.tensors.size()));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Session::CheckMayReceive(size_t bytes) const {
+  if (!started_) {
+    return absl::InvalidArgumentError("data came before the start message; start comes first");
+  }
+  if (bytes > spec_.gradient_bytes - received_bytes_) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("%d bytes of data came after %d; the %d tensors declare %d in all", bytes,
+                        received_bytes_, spec_.tensors.size(), spec_.gradient_bytes));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Session::Data(std::span<const std::byte> bytes) {
+  if (absl::Status may = CheckMayReceive(bytes.size()); !may.ok()) return may;
+  received_bytes_ += bytes.size();
+  while (!bytes.empty()) {
+    EnterTensors();
+    const TensorDeclaration& tensor = spec_.tensors[position_.tensor];
+    const size_t element = ElementSize(tensor.dtype);
+    const uint64_t missing = tensor.bytes() - position_.byte;
+    std::span<const std::byte> mine = bytes.first(std::min<uint64_t>(bytes.size(), missing));
+    bytes = bytes.subspan(mine.size());
+    position_.byte += mine.size();
+
+    if (partial_bytes_ > 0) {
+      const size_t rest = std::min(element - partial_bytes_, mine.size());
+      std::memcpy(partial_.data() + partial_bytes_, mine.data(), rest);
+      partial_bytes_ += rest;
+      mine = mine.subspan(rest);
+      if (partial_bytes_ < element) continue;
+      partial_bytes_ = 0;
+      if (absl::Status taken = TakeElements(std::span(partial_).first(element)); !taken.ok()) {
+        return taken;
+      }
+    }
+    const size_t whole = RoundDown(mine.size(), element);
+    if (absl::Status taken = TakeElements(mine.first(whole)); !taken.ok()) return taken;
+    mine = mine.subspan(whole);
+    if (!mine.empty()) {
+      std::memcpy(partial_.data(), mine.data(), mine.size());
+      partial_bytes_ = mine.size();
+    }
+  }
+  return absl::OkStatus();
+}
+
+void Session::EnterTensors() {
+  while (position_.tensor < spec_.tensors.size()) {
+    const TensorDeclaration& tensor = spec_.tensors[position_.tensor];
+    if (!in_tensor_) {
+      norm_->BeginTensor(tensor.dtype, /*counted=*/!tensor.replica);
+      in_tensor_ = true;
+    }
+    if (position_.byte < tensor.bytes()) return;
+    LeaveTensor();
+  }
+}
+
+void Session::LeaveTensor() {
+  const TensorDeclaration& tensor = spec_.tensors[position_.tensor];
+  const TensorSummary summary = norm_->EndTensor();
+  v1::NormResult& norm = *result_.mutable_norm();
+  if (!tensor.replica && summary.nonfinite > 0) {
+    if (norm.nonfinite_elements() == 0) {
+      norm.set_first_nonfinite(
+          absl::StrCat(tensor.name.empty() ? absl::StrCat("#", position_.tensor) : tensor.name, "[",
+                       summary.first_nonfinite, "]"));
+    }
+    norm.set_nonfinite_elements(norm.nonfinite_elements() + summary.nonfinite);
+  }
+  if (spec_.per_tensor) {
+    v1::TensorNorm& listed = *norm.add_tensors();
+    listed.set_norm(spec_.rule.pre_scale * summary.norm);
+    listed.set_nonfinite_elements(summary.nonfinite);
+    listed.set_zero_elements(summary.zeros);
+  }
+  in_tensor_ = false;
+  ++position_.tensor;
+  position_.byte = 0;
+}
+
+absl::Status Session::TakeElements(std::span<const std::byte> whole) {
+  if (whole.empty()) return absl::OkStatus();
+  const size_t element = ElementSize(spec_.tensors[position_.tensor].dtype);
+  norm_->Add(whole.data(), whole.size() / element);
+  if (gradient_ != nullptr && !gradient_->Append(whole, element)) {
+    return absl::ResourceExhaustedError(absl::StrFormat(
+        "the system has no memory left for the %d bytes to keep, though --memory-budget allows "
+        "them; lower it, or use reply REPLY_COEFFICIENT, which keeps none",
+        spec_.bytes_to_keep()));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Session::PassThrough(std::span<const std::byte> bytes, std::byte* out,
+                                  size_t* written) {
+  *written = 0;
+  if (absl::Status may = CheckMayReceive(bytes.size()); !may.ok()) return may;
+  received_bytes_ += bytes.size();
+  if (!result_.gradient_follows()) return absl::OkStatus();
+
+  std::memcpy(out, partial_.data(), partial_bytes_);
+  if (!bytes.empty()) std::memcpy(out + partial_bytes_, bytes.data(), bytes.size());
+  const uint64_t available = partial_bytes_ + bytes.size();
+
+  // What is complete: all but the bytes of the last element where it is cut.
+  uint64_t complete = 0;
+  uint64_t run_byte = scale_byte_;
+  for (size_t run = scale_run_; run < spec_.runs.size() && complete < available; ++run) {
+    const uint64_t in_run = std::min(available - complete, spec_.runs[run].bytes - run_byte);
+    complete += RoundDown(in_run, ElementSize(spec_.runs[run].dtype));
+    if (run_byte + in_run < spec_.runs[run].bytes) break;
+    run_byte = 0;
+  }
+  partial_bytes_ = available - complete;
+  std::memcpy(partial_.data(), out + complete, partial_bytes_);
+  Scale({out, complete});
+  *written = complete;
+  return absl::OkStatus();
+}
+
+absl::Status Session::Shared() const {
+  return absl::UnimplementedError(
+      "shared ranges came, but this server takes no shared memory yet; send the bytes as data");
+}
+
+absl::Status Session::NoPayload() const {
+  return absl::InvalidArgumentError(
+      "a message came without payload; it must hold start, data or shared");
+}
+
+absl::Status Session::HalfClose() {
+  if (!started_) {
+    return absl::InvalidArgumentError("the call ended without a start message");
+  }
+  if (received_bytes_ < spec_.gradient_bytes) {
+    std::string where;
+    if (!passes_through() && position_.tensor < spec_.tensors.size()) {
+      EnterTensors();
+      const TensorDeclaration& tensor = spec_.tensors[position_.tensor];
+      where =
+          absl::StrFormat(": tensor %s has %d of %d", DescribeTensor(tensor.name, position_.tensor),
+                          position_.byte, tensor.bytes());
+    }
+    return absl::InvalidArgumentError(
+        absl::StrFormat("the call ended after %d of the %d declared bytes%s", received_bytes_,
+                        spec_.gradient_bytes, where));
+  }
+  if (passes_through()) return absl::OkStatus();
+  EnterTensors();
+  return Decide(spec_.rule.pre_scale * norm_->total().Norm());
+}
+
+absl::Status Session::Decide(double total_norm) {
+  v1::NormResult& norm = *result_.mutable_norm();
+  norm.set_total_norm(total_norm);
+  norm.set_group_nonfinite_elements(norm.nonfinite_elements());
+  if (spec_.rule.nonfinite == OnNonfinite::kError && !std::isfinite(total_norm)) {
+    if (passes_through()) {
+      return absl::FailedPreconditionError(absl::StrFormat(
+          "the given total_norm is %g, and nonfinite is NONFINITE_ERROR", total_norm));
+    }
+    if (norm.nonfinite_elements() == 0) {
+      return absl::FailedPreconditionError(
+          absl::StrFormat("the total norm is %g though all elements are finite: it is beyond the "
+                          "largest double, and nonfinite is NONFINITE_ERROR",
+                          total_norm));
+    }
+    return absl::FailedPreconditionError(absl::StrFormat(
+        "the total norm is %g, and nonfinite is NONFINITE_ERROR: %d elements are NaN or infinite, "
+        "the first of them %s",
+        total_norm, norm.nonfinite_elements(), norm.first_nonfinite()));
+  }
+  const ClipDecision decision = gradclip::Decide(spec_.rule, total_norm);
+  result_.set_coefficient(decision.coefficient);
+  result_.set_clipped(decision.clipped);
+  result_.set_skipped(decision.skipped);
+  assign_zero_ = decision.assign_zero;
+  result_.set_gradient_follows(spec_.reply == v1::REPLY_GRADIENT ||
+                               (spec_.reply == v1::REPLY_GRADIENT_IF_CHANGED && ChangesAnything()));
+  return absl::OkStatus();
+}
+
+bool Session::ChangesAnything() const {
+  return assign_zero_ ||
+         std::any_of(spec_.runs.begin(), spec_.runs.end(), [&](const DTypeRun& run) {
+           return !LeavesUnchanged(run.dtype, result_.coefficient());
+         });
+}
+
+size_t Session::segment_count() const {
+  return gradient_ == nullptr ? 0 : gradient_->segments().size();
+}
+
+std::span<const std::byte> Session::ScaleSegment(size_t index) {
+  const std::span<std::byte> segment = gradient_->segments()[index];
+  Scale(segment);
+  return segment;
+}
+
+void Session::Scale(std::span<std::byte> elements) {
+  while (!elements.empty()) {
+    const DTypeRun& run = spec_.runs[scale_run_];
+    const size_t bytes = std::min<uint64_t>(elements.size(), run.bytes - scale_byte_);
+    if (assign_zero_) {
+      std::memset(elements.data(), 0, bytes);
+    } else if (!LeavesUnchanged(run.dtype, result_.coefficient())) {
+      backend_.Scale(run.dtype, elements.data(), bytes / ElementSize(run.dtype),
+                     result_.coefficient());
+    }
+    elements = elements.subspan(bytes);
+    scale_byte_ += bytes;
+    if (scale_byte_ == run.bytes) {
+      ++scale_run_;
+      scale_byte_ = 0;
+    }
+  }
+}
+
+}  // namespace gradclip
