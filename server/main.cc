@@ -1,4 +1,5 @@
 // gradclip-server: reads its options, serves, and drains on SIGTERM or SIGINT.
+#include <grpc/grpc.h>
 #include <pthread.h>
 #include <unistd.h>
 
@@ -58,6 +59,8 @@ int main(int argc, char** argv) {
     return 0;
   }
   const sigset_t signals = BlockStopSignals();
+  // Never given back: gRPC's last shutdown may wait ten seconds for a poller of its own.
+  grpc_init();
 
   Log log(options->log_format, options->log_level);
   for (const std::string& warning : options->warnings) log.Warning(warning);

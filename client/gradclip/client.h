@@ -84,6 +84,7 @@ struct ClipAnswer {
   double coefficient = 1;
   bool clipped = false;
   bool skipped = false;
+  bool gradient_follows = false;  // the server sent the gradient's bytes back
 };
 
 struct BackendInfo {
@@ -104,8 +105,11 @@ struct ServerInfo {
 };
 
 struct CallOptions {
-  absl::Duration timeout = absl::InfiniteDuration();  // over all tries
-  // Called on the calling thread as bytes go out and come back; both count up to bytes_total.
+  // Over all tries. At its end the call returns DEADLINE_EXCEEDED, within about 0.1 s even where
+  // the server has stopped reading. (The system's look-up of a host name is not cut short.)
+  absl::Duration timeout = absl::InfiniteDuration();
+  // Called on the calling thread as bytes go out and come back; both count up to bytes_total, which
+  // is the gradient's bytes, or twice them where they may come back. A new try starts again at 0.
   std::function<void(uint64_t bytes_done, uint64_t bytes_total)> progress;
 };
 
@@ -120,7 +124,8 @@ struct ClientOptions {
 
 class Client {
  public:
-  // address: "host:port" or "unix:path" (gRPC's name syntax). Connects with the first call.
+  // address: "host:port" or "unix:path" (gRPC's name syntax). Connects with the first call; all
+  // calls share the connection, which is made anew where it was lost.
   explicit Client(std::string address, ClientOptions options = {});
   ~Client();
   Client(const Client&) = delete;
@@ -132,15 +137,18 @@ class Client {
                                          const NormOptions& options = {},
                                          const CallOptions& call = {});
 
-  // Clips the tensors in place by their total norm. On an error the memory is as it was, but for
-  // DATA_LOSS, which says that the connection was lost while clipped bytes came back
-  // (kGradient and kGradientIfChanged only): some of the memory is clipped and some is not.
+  // Clips the tensors in place by their total norm. REQUIRES: they do not overlap in memory, and
+  // nobody else uses it until the call returns; then nothing of it is held. On an error the memory
+  // is as it was, but for DATA_LOSS, which says that the connection was lost while clipped bytes
+  // came back (kGradient and kGradientIfChanged only): some of the memory is clipped and some is
+  // not.
   absl::StatusOr<ClipAnswer> Clip(std::span<const Tensor> tensors, const ClipOptions& options,
                                   const CallOptions& call = {});
 
   absl::StatusOr<ServerInfo> GetServerInfo(const CallOptions& call = {});
 
-  // OK while the server says SERVING (grpc.health.v1), UNAVAILABLE with the reason otherwise.
+  // OK while the server says SERVING (grpc.health.v1), UNAVAILABLE with the reason otherwise. Asks
+  // once, whatever max_retries is.
   absl::Status CheckHealth(const CallOptions& call = {});
 
  private:

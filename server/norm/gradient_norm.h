@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 
 #include "server/backend/backend.h"
 #include "server/norm/norm_partial.h"
@@ -20,6 +21,7 @@ struct TensorSummary {
   uint64_t zeros = 0;                               // 0 unless per_tensor
 };
 
+// The caller's floating-point environment changes nothing.
 class GradientNorm {
  public:
   // `backend` must outlive this. per_tensor: EndTensor() also gives each tensor's norm and zeros.
@@ -32,7 +34,48 @@ class GradientNorm {
   TensorSummary EndTensor();
 
   // Over all counted tensors that have ended.
-  const NormPartial& total() const;
+  const NormPartial& total() const { return total_; }
+
+ private:
+  // How a tensor's runs are taken.
+  enum class Way : uint8_t {
+    kLargest,  // each run for itself: p = infinity
+    kLanes,    // straight into the block's lanes: F32, F16, BF16 with p = 1, 2
+    // Only when it is whole, as a block may have to be read twice: F64 with p = 1, 2 and all other
+    // p. A block that runs cut is put together in block_.
+    kWholeBlocks,
+  };
+
+  // The flat index of the first of `elements` is passed along with them.
+  void AddInDefaultEnvironment(const std::byte* elements, size_t count);
+  TensorSummary EndTensorInDefaultEnvironment();
+  void AddToLanes(const std::byte* elements, size_t count, uint64_t flat_index);
+  void AddToBlocks(const std::byte* elements, size_t count, uint64_t flat_index);
+  void EndBlock(const std::byte* elements, size_t count, uint64_t flat_index);
+  void EndBlockOfSums(const std::byte* elements, size_t count, uint64_t flat_index);
+  void EndBlockOfPowers(const std::byte* elements, size_t count, uint64_t flat_index);
+  double SumOfBlock(const std::byte* elements, size_t count);
+  double RescaledSumOfBlock(const std::byte* elements, size_t count, double factor);
+  void CountNonfinite(const std::byte* elements, size_t count, uint64_t flat_index);
+  void Record(const ElementCounts& counts, uint64_t flat_index);
+  LaneTerm term() const;
+  std::byte* block();
+
+  const Backend& backend_;
+  const bool per_tensor_;
+  NormPartial total_;
+  NormPartial tensor_;
+
+  // The tensor at hand.
+  DType dtype_ = DType::kFloat32;
+  Way way_ = Way::kLanes;
+  bool counted_ = false;
+  uint64_t taken_ = 0;    // elements
+  size_t in_block_ = 0;   // elements that the block at hand has so far
+  Lanes lanes_;           // kLanes: of the block at hand
+  double block_sum_ = 0;  // kLanes: the sum of lanes_
+  TensorSummary summary_;
+  std::unique_ptr<std::byte[]> block_;  // made when first needed, for kBlockElements of any dtype
 };
 
 }  // namespace gradclip

@@ -27,7 +27,7 @@ grpc::ByteBuffer ClipGradNormCall::ResultMessage() const {
 
 void ClipGradNormCall::OnAdmitted() {
   if (!session_.passes_through()) return Read();
-  Write(ResultMessage(), grpc::WriteOptions());
+  Write(ResultMessage());
 }
 
 void ClipGradNormCall::Answer() {
@@ -36,8 +36,9 @@ void ClipGradNormCall::Answer() {
   if (!session_.result().gradient_follows() || session_.segment_count() == 0) {
     return WriteLast(ResultMessage());
   }
-  // The first bytes follow at once: no packet of its own for the result.
-  Write(ResultMessage(), grpc::WriteOptions().set_buffer_hint());
+  // (Not with a buffer hint: gRPC would then hold back the call's headers, which this write waits
+  // for.)
+  Write(ResultMessage());
 }
 
 void ClipGradNormCall::OnWriteDone(bool ok) {
@@ -52,7 +53,7 @@ void ClipGradNormCall::WriteNextSegment() {
   bytes_out_ += segment.size();
   grpc::ByteBuffer message = DataMessage(segment, kept_memory());
   if (index + 1 == session_.segment_count()) return WriteLast(std::move(message));
-  Write(std::move(message), grpc::WriteOptions());
+  Write(std::move(message));
 }
 
 void ClipGradNormCall::TakeData(const Pieces& pieces) {
@@ -79,13 +80,13 @@ void ClipGradNormCall::WriteNextPassed() {
   grpc::ByteBuffer message = DataMessage({passed_.get() + passed_written_, bytes}, passed_);
   passed_written_ += bytes;
   bytes_out_ += bytes;
-  Write(std::move(message), grpc::WriteOptions());
+  Write(std::move(message));
 }
 
-void ClipGradNormCall::Write(grpc::ByteBuffer message, grpc::WriteOptions options) {
+void ClipGradNormCall::Write(grpc::ByteBuffer message) {
   outgoing_ = std::move(message);
   BeforeWaiting(Waiting::kForReader);
-  StartWrite(&outgoing_, options);
+  StartWrite(&outgoing_);
 }
 
 void ClipGradNormCall::WriteLast(grpc::ByteBuffer message) {

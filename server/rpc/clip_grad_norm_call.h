@@ -34,7 +34,7 @@ class ClipGradNormCall final : public grpc::ServerBidiReactor<grpc::ByteBuffer, 
   void Answer() override;
 
   grpc::ByteBuffer ResultMessage() const;
-  void Write(grpc::ByteBuffer message, grpc::WriteOptions options);
+  void Write(grpc::ByteBuffer message);
   void WriteLast(grpc::ByteBuffer message);
   void WriteNextSegment();
   void WriteNextPassed();

@@ -5,6 +5,7 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
@@ -29,6 +30,10 @@ class Server {
 
   // Where it listens, one for each of options.listen, with the port really bound.
   const std::vector<std::string>& addresses() const { return addresses_; }
+
+  // Gradient bytes that calls hold of the budget now, and calls that wait for some.
+  uint64_t reserved_bytes() const { return memory_->gradients.used_bytes(); }
+  uint64_t waiting_calls() const { return memory_->gradients.waiting(); }
 
   // Health turns NOT_SERVING, new calls are refused, running ones may end until `timeout` has
   // passed and are cancelled then. Returns once none is left.

@@ -1,0 +1,200 @@
+// gradclip bench
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <iostream>
+#include <limits>
+#include <memory>
+#include <new>
+
+#include "absl/strings/str_cat.h"
+#include "client/command/flags.h"
+#include "client/command/gradient.h"
+#include "client/command/output.h"
+#include "client/command/progress.h"
+#include "client/command/verbs.h"
+
+namespace gradclip {
+namespace {
+
+struct BenchFlags {
+  ServerFlags server;
+  std::string bytes = "1GiB";
+  uint64_t tensors = 1;
+  std::string dtype = "F32";
+  std::string reply = "coefficient";
+  uint64_t rounds = 10;
+  bool quiet = false;
+};
+
+constexpr DType kDTypes[] = {DType::kFloat32, DType::kFloat16, DType::kBFloat16, DType::kFloat64};
+
+DType ParseDType(absl::string_view text) {
+  for (DType dtype : kDTypes) {
+    if (text == std::string(Name(dtype))) return dtype;
+  }
+  return DType::kFloat32;
+}
+
+// Fills with numbers of either sign from 0.5 to 1: the sign and mantissa at random, the exponent
+// fixed, so that every dtype's are normal and stay so over many rounds.
+template <typename Bits>
+void Fill(std::byte* elements, uint64_t count, Bits random_bits, Bits exponent) {
+  uint64_t state = 0x9e3779b97f4a7c15;  // xorshift64
+  for (uint64_t i = 0; i < count; ++i) {
+    state ^= state << 13;
+    state ^= state >> 7;
+    state ^= state << 17;
+    const Bits bits = static_cast<Bits>((static_cast<Bits>(state) & random_bits) | exponent);
+    std::memcpy(elements + i * sizeof(Bits), &bits, sizeof(Bits));
+  }
+}
+
+void FillElements(DType dtype, std::byte* elements, uint64_t count) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return Fill<uint32_t>(elements, count, 0x807fffff, 0x3f000000);
+    case DType::kFloat16:
+      return Fill<uint16_t>(elements, count, 0x83ff, 0x3800);
+    case DType::kBFloat16:
+      return Fill<uint16_t>(elements, count, 0x807f, 0x3f00);
+    case DType::kFloat64:
+      return Fill<uint64_t>(elements, count, 0x800fffffffffffff, 0x3fe0000000000000);
+  }
+}
+
+// `elements` cut into `count` tensors of sizes that differ by one at most.
+std::vector<Tensor> CutIntoTensors(DType dtype, std::byte* data, uint64_t elements,
+                                   uint64_t count) {
+  std::vector<Tensor> tensors;
+  tensors.reserve(count);
+  for (uint64_t i = 0; i < count; ++i) {
+    const uint64_t size = elements / count + (i < elements % count ? 1 : 0);
+    Tensor& tensor = tensors.emplace_back();
+    tensor.name = absl::StrCat("tensor.", i);
+    tensor.dtype = dtype;
+    tensor.shape = {static_cast<int64_t>(size)};
+    tensor.data = data;
+    data += size * ElementSize(dtype);
+  }
+  return tensors;
+}
+
+// Seconds of each round, sorted; the answer of the last.
+struct Measured {
+  std::vector<double> seconds;
+  ClipAnswer answer;
+
+  // The smallest that is at least as long as this share of the rounds.
+  double Quantile(double share) const {
+    const auto rank = static_cast<size_t>(std::ceil(share * static_cast<double>(seconds.size())));
+    return seconds[std::max<size_t>(rank, 1) - 1];
+  }
+};
+
+absl::StatusOr<Measured> Measure(const BenchFlags& flags, std::span<const Tensor> tensors) {
+  Client client(flags.server.server);
+  Progress progress(ProgressTerminal(flags.quiet));
+  ClipOptions options;
+  options.reply = ParseReply(flags.reply);
+  // The first round is not counted: it connects, faults memory in and learns the norm.
+  options.max_norm = std::numeric_limits<double>::infinity();
+  Measured measured;
+  for (uint64_t round = 0; round <= flags.rounds; ++round) {
+    CallOptions call = flags.server.call();
+    call.progress = [&](uint64_t done, uint64_t total) {
+      progress.Update(round * total + done, (flags.rounds + 1) * total);
+    };
+    const absl::Time start = absl::Now();
+    const absl::StatusOr<ClipAnswer> answer = client.Clip(tensors, options, call);
+    if (!answer.ok()) return flags.server.Advise(answer.status());
+    if (round > 0) measured.seconds.push_back(absl::ToDoubleSeconds(absl::Now() - start));
+    measured.answer = *answer;
+    // Every counted round clips, by a little: after thousands the numbers are still normal.
+    options.max_norm = 0.999 * answer->norm.total_norm;
+  }
+  std::sort(measured.seconds.begin(), measured.seconds.end());
+  return measured;
+}
+
+absl::Status Bench(const BenchFlags& flags) {
+  const DType dtype = ParseDType(flags.dtype);
+  const uint64_t elements = ParseBytes(flags.bytes).value_or(0) / ElementSize(dtype);
+  const uint64_t bytes = elements * ElementSize(dtype);
+  if (elements < flags.tensors) {
+    return UsageError("bench",
+                      absl::StrCat("--bytes=", flags.bytes, " holds ", elements, " ", flags.dtype,
+                                   " elements, too few for --tensors=", flags.tensors));
+  }
+  const std::unique_ptr<std::byte[]> data(new (std::nothrow) std::byte[bytes]);
+  if (data == nullptr) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("this machine has no ", BytesText(bytes), " to spare; lower --bytes"));
+  }
+  FillElements(dtype, data.get(), elements);
+  const std::vector<Tensor> tensors = CutIntoTensors(dtype, data.get(), elements, flags.tensors);
+  const absl::StatusOr<Measured> measured = Measure(flags, tensors);
+  if (!measured.ok()) return measured.status();
+
+  const double median = measured->Quantile(0.5), slow = measured->Quantile(0.99);
+  const double gigabytes_per_second = static_cast<double>(bytes) / median / 1e9;
+  if (flags.server.json) {
+    std::cout << JsonLine({{"bytes", bytes},
+                           {"tensors", flags.tensors},
+                           {"dtype", flags.dtype},
+                           {"reply", flags.reply},
+                           {"rounds", flags.rounds},
+                           {"gigabytes_per_second", gigabytes_per_second},
+                           {"p50_seconds", median},
+                           {"p99_seconds", slow},
+                           {"backend", measured->answer.norm.backend}});
+  } else if (flags.quiet) {
+    std::cout << NumberText(gigabytes_per_second) << "\n";
+  } else {
+    std::cout << Fields(
+        {{"gradient", absl::StrCat(BytesText(bytes), ", ", CountText(elements), " ", flags.dtype,
+                                   " elements in ", CountText(flags.tensors), " tensors")},
+         {"reply", flags.reply},
+         {"rounds", CountText(flags.rounds)},
+         {"rate", absl::StrCat(RateText(bytes, absl::Seconds(median)), " of gradient, median")},
+         {"p50", DurationText(absl::Seconds(median))},
+         {"p99", DurationText(absl::Seconds(slow))},
+         {"backend", measured->answer.norm.backend}});
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+void AddBenchVerb(CLI::App& app, Action& chosen) {
+  CLI::App& verb =
+      *app.add_subcommand("bench", "Measure how fast a server clips a gradient made up here");
+  const auto flags = std::make_shared<BenchFlags>();
+  flags->server.AddTo(verb);
+  verb.add_option("--bytes", flags->bytes, "Size of the gradient: 65536, 64MiB, 1GiB, 1.5GB")
+      ->type_name("SIZE")
+      ->capture_default_str()
+      ->check([](const std::string& text) {
+        return ParseBytes(text).has_value()
+                   ? std::string()
+                   : absl::StrCat("must be a size such as 65536, 64MiB or 1GiB, not ", text);
+      });
+  const CLI::Validator count = NumberCheck("a whole number from 1 to 10000000", 1, 1e7);
+  verb.add_option("--tensors", flags->tensors, "How many tensors it is cut into")
+      ->type_name("COUNT")
+      ->capture_default_str()
+      ->check(count);
+  verb.add_option("--dtype", flags->dtype, "F32, F16, BF16 or F64")
+      ->type_name("DTYPE")
+      ->capture_default_str()
+      ->check(WordCheck({"F32", "F16", "BF16", "F64"}));
+  AddReply(verb, flags->reply);
+  verb.add_option("--rounds", flags->rounds, "How many calls are timed, after one that is not")
+      ->type_name("COUNT")
+      ->capture_default_str()
+      ->check(count);
+  AddQuiet(verb, flags->quiet, "Print the rate in GB/s alone, and no progress");
+  verb.callback([flags, &chosen] { chosen = [flags] { return Bench(*flags); }; });
+}
+
+}  // namespace gradclip

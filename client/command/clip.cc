@@ -1,0 +1,219 @@
+// gradclip clip
+#include <filesystem>
+#include <iostream>
+#include <limits>
+#include <memory>
+#include <set>
+#include <system_error>
+
+#include "absl/strings/str_cat.h"
+#include "client/command/flags.h"
+#include "client/command/gradient.h"
+#include "client/command/output.h"
+#include "client/command/progress.h"
+#include "client/command/verbs.h"
+
+namespace gradclip {
+namespace {
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+struct ClipFlags {
+  std::vector<std::string> files;
+  std::string out;
+  ServerFlags server;
+  ClipOptions clip;
+  std::optional<double> max_norm;
+  std::string nonfinite = "propagate";
+  std::string reply;
+  bool quiet = false;
+};
+
+NonfinitePolicy ParseNonfinite(absl::string_view policy) {
+  if (policy == "error") return NonfinitePolicy::kError;
+  if (policy == "skip") return NonfinitePolicy::kSkip;
+  if (policy == "zero") return NonfinitePolicy::kZero;
+  return NonfinitePolicy::kPropagate;
+}
+
+absl::StatusOr<ClipOptions> MakeOptions(const ClipFlags& flags) {
+  ClipOptions options = flags.clip;
+  if (!flags.max_norm.has_value()) return UsageError("clip", "--max-norm is missing");
+  options.max_norm = *flags.max_norm;
+  options.nonfinite = ParseNonfinite(flags.nonfinite);
+  options.reply = ParseReply(flags.reply);
+  if (!options.total_norm.has_value()) return options;
+  // Only the server multiplies by a norm that it did not measure.
+  if (flags.reply.empty()) options.reply = ReplyMode::kGradientIfChanged;
+  if (options.reply == ReplyMode::kCoefficient) {
+    return UsageError("clip", "--total-norm needs --reply gradient or if-changed");
+  }
+  if (options.norm.per_tensor) {
+    return UsageError("clip", "--per-tensor needs the norms measured, and --total-norm skips that");
+  }
+  return options;
+}
+
+// Where each file goes, in order: to `out`, or for several into the folder `out`.
+absl::StatusOr<std::vector<std::string>> PlanTargets(const std::vector<std::string>& files,
+                                                     const std::string& out) {
+  if (files.empty()) return UsageError("clip", "no FILE given");
+  if (out.empty()) return UsageError("clip", "-o is missing: where to write");
+  const std::filesystem::path folder(out);
+  std::error_code ignored;
+  if (files.size() == 1) {
+    const std::filesystem::path name = std::filesystem::path(files[0]).filename();
+    if (std::filesystem::is_directory(folder, ignored)) {
+      return UsageError("clip", absl::StrCat("-o ", out,
+                                             " is a folder; for one FILE it names a "
+                                             "file, such as ",
+                                             (folder / name).string()));
+    }
+    // The format is the input's, whatever the name says.
+    if (GradientFile::CheckName(out).ok() && folder.extension() != name.extension()) {
+      return UsageError("clip", absl::StrCat("-o ", out, " must end in ", name.extension().string(),
+                                             ", for the format is kept"));
+    }
+    if (absl::Status status = StagedFile::Check(out); !status.ok()) return status;
+    return std::vector<std::string>{out};
+  }
+  const bool exists = std::filesystem::exists(folder, ignored);
+  if (exists && !std::filesystem::is_directory(folder, ignored)) {
+    return UsageError(
+        "clip", absl::StrCat("-o ", out, " is no folder, and ", files.size(), " files need one"));
+  }
+  std::vector<std::string> targets;
+  std::set<std::string> names;
+  for (const std::string& file : files) {
+    const std::string name = std::filesystem::path(file).filename().string();
+    if (!names.insert(name).second) {
+      return UsageError("clip", absl::StrCat("two files are named ", name, ", and -o ", out,
+                                             " can hold only one"));
+    }
+    targets.push_back((folder / name).string());
+    if (absl::Status status = exists ? StagedFile::Check(targets.back()) : absl::OkStatus();
+        !status.ok()) {
+      return status;
+    }
+  }
+  return targets;
+}
+
+// All or none, as far as the system lets it.
+absl::Status WriteAll(std::span<const GradientFile> files,
+                      const std::vector<std::string>& targets) {
+  std::error_code error;
+  const std::filesystem::path folder = std::filesystem::path(targets[0]).parent_path();
+  const bool made = files.size() > 1 && std::filesystem::create_directories(folder, error);
+  if (error) {
+    return absl::UnknownError(
+        absl::StrCat("can't make the folder ", folder.string(), ": ", error.message()));
+  }
+  absl::Status status;
+  {
+    std::vector<StagedFile> staged;
+    for (size_t i = 0; i < files.size() && status.ok(); ++i) {
+      absl::StatusOr<StagedFile> file = files[i].Stage(targets[i]);
+      status = file.status();
+      if (file.ok()) staged.push_back(*std::move(file));
+    }
+    if (status.ok()) status = StagedFile::CommitAll(staged);
+  }
+  // Empty again, unless some were committed: then it stays.
+  if (!status.ok() && made) std::filesystem::remove(folder, error);
+  return status;
+}
+
+std::string ClippedText(const ClipAnswer& answer, const ClipOptions& options) {
+  if (answer.skipped) {
+    return absl::StrCat("no: the norm is not finite, so ",
+                        answer.coefficient == 0 ? "all elements are 0" : "nothing is changed");
+  }
+  if (!answer.clipped) return absl::StrCat("no, the limit is ", NumberText(options.max_norm));
+  return absl::StrCat("yes, to ", NumberText(options.max_norm));
+}
+
+void Print(const ClipFlags& flags, const ClipOptions& options, const Gradient& gradient,
+           const ClipAnswer& answer, absl::Duration time) {
+  if (flags.server.json) {
+    std::cout << JsonLine(ToJson(answer, gradient.tensors()));
+    return;
+  }
+  if (!flags.quiet) {
+    std::vector<std::pair<std::string, std::string>> fields = {
+        {"total norm", NumberText(answer.norm.total_norm)},
+        {"coefficient", NumberText(answer.coefficient)},
+        {"clipped", ClippedText(answer, options)}};
+    AppendFields(gradient, answer.norm, time, fields);
+    fields.emplace_back("written", flags.out);
+    std::cout << Fields(fields);
+  }
+  if (options.norm.per_tensor) {
+    std::cout << (flags.quiet ? "" : "\n") << TensorTable(gradient.tensors(), answer.norm.tensors);
+  }
+}
+
+absl::Status Clip(const ClipFlags& flags) {
+  const absl::StatusOr<ClipOptions> options = MakeOptions(flags);
+  if (!options.ok()) return options.status();
+  const absl::StatusOr<std::vector<std::string>> targets = PlanTargets(flags.files, flags.out);
+  if (!targets.ok()) return targets.status();
+  const absl::StatusOr<Gradient> gradient = Gradient::Read(flags.files);
+  if (!gradient.ok()) return gradient.status();
+
+  Client client(flags.server.server);
+  Progress progress(ProgressTerminal(flags.quiet));
+  CallOptions call = flags.server.call();
+  call.progress = [&](uint64_t done, uint64_t total) { progress.Update(done, total); };
+  const absl::Time start = absl::Now();
+  const absl::StatusOr<ClipAnswer> answer = client.Clip(gradient->tensors(), *options, call);
+  const absl::Duration time = absl::Now() - start;
+  progress.Finish();
+  if (!answer.ok()) return flags.server.Advise(answer.status());
+
+  if (absl::Status status = WriteAll(gradient->files(), *targets); !status.ok()) return status;
+  Print(flags, *options, *gradient, *answer, time);
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+void AddClipVerb(CLI::App& app, Action& chosen) {
+  CLI::App& verb = *app.add_subcommand("clip", "Clip a gradient by its norm and write it");
+  const auto flags = std::make_shared<ClipFlags>();
+  AddFiles(verb, flags->files);
+  verb.add_option("-o,--out", flags->out,
+                  "The file to write, or for several the folder (made where missing) that gets "
+                  "files of the same names; written whole or not at all")
+      ->type_name("OUT");
+  verb.add_option("--max-norm", flags->max_norm,
+                  "The limit of the norm; inf measures and never clips")
+      ->type_name("NUMBER")
+      ->check(NumberCheck("a number >= 0, or inf", 0, kInfinity));
+  verb.add_option("--epsilon", flags->clip.epsilon, "Added to the norm before dividing")
+      ->type_name("NUMBER")
+      ->capture_default_str()
+      ->check(NumberCheck("a finite number >= 0", 0, std::numeric_limits<double>::max()));
+  verb.add_option("--nonfinite", flags->nonfinite,
+                  "Where the norm is NaN or infinite: propagate as PyTorch does, error (nothing is "
+                  "written), skip (nothing is changed), or zero (all elements become 0)")
+      ->type_name("POLICY")
+      ->capture_default_str()
+      ->check(WordCheck({"propagate", "error", "skip", "zero"}));
+  AddReply(verb, flags->reply);
+  verb.add_option("--total-norm", flags->clip.total_norm,
+                  "The norm, after --pre-scale, where it is known: nothing is measured")
+      ->type_name("NUMBER")
+      ->check([](const std::string& text) {
+        double number = 0;
+        // NaN is a norm too.
+        if (absl::SimpleAtod(text, &number) && !(number < 0)) return std::string();
+        return absl::StrCat("must be a number >= 0, inf or nan, not ", text);
+      });
+  flags->server.AddTo(verb);
+  AddNormFlags(verb, flags->clip.norm);
+  AddQuiet(verb, flags->quiet, "Print nothing, and no progress");
+  verb.callback([flags, &chosen] { chosen = [flags] { return Clip(*flags); }; });
+}
+
+}  // namespace gradclip

@@ -1,0 +1,65 @@
+// gradclip norm
+#include <iostream>
+#include <memory>
+
+#include "client/command/flags.h"
+#include "client/command/gradient.h"
+#include "client/command/output.h"
+#include "client/command/progress.h"
+#include "client/command/verbs.h"
+
+namespace gradclip {
+namespace {
+
+struct NormFlags {
+  std::vector<std::string> files;
+  ServerFlags server;
+  NormOptions norm;
+  bool quiet = false;
+};
+
+absl::Status Norm(const NormFlags& flags) {
+  if (flags.files.empty()) return UsageError("norm", "no FILE given");
+  const absl::StatusOr<Gradient> gradient = Gradient::Read(flags.files);
+  if (!gradient.ok()) return gradient.status();
+
+  Client client(flags.server.server);
+  Progress progress(ProgressTerminal(flags.quiet));
+  CallOptions call = flags.server.call();
+  call.progress = [&](uint64_t done, uint64_t total) { progress.Update(done, total); };
+  const absl::Time start = absl::Now();
+  const absl::StatusOr<NormAnswer> answer =
+      client.ComputeNorm(gradient->tensors(), flags.norm, call);
+  const absl::Duration time = absl::Now() - start;
+  progress.Finish();
+  if (!answer.ok()) return flags.server.Advise(answer.status());
+
+  if (flags.server.json) {
+    std::cout << JsonLine(ToJson(*answer, gradient->tensors()));
+    return absl::OkStatus();
+  }
+  if (flags.quiet) {
+    std::cout << NumberText(answer->total_norm) << "\n";
+  } else {
+    std::vector<std::pair<std::string, std::string>> fields = {
+        {"total norm", NumberText(answer->total_norm)}};
+    AppendFields(*gradient, *answer, time, fields);
+    std::cout << Fields(fields);
+  }
+  if (flags.norm.per_tensor) std::cout << "\n" << TensorTable(gradient->tensors(), answer->tensors);
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+void AddNormVerb(CLI::App& app, Action& chosen) {
+  CLI::App& verb = *app.add_subcommand("norm", "Print the norm of a gradient");
+  const auto flags = std::make_shared<NormFlags>();
+  AddFiles(verb, flags->files);
+  flags->server.AddTo(verb);
+  AddNormFlags(verb, flags->norm);
+  AddQuiet(verb, flags->quiet, "Print the number alone, and no progress");
+  verb.callback([flags, &chosen] { chosen = [flags] { return Norm(*flags); }; });
+}
+
+}  // namespace gradclip

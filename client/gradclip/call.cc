@@ -1,0 +1,172 @@
+#include "client/gradclip/call.h"
+
+#include <algorithm>
+#include <chrono>
+#include <memory>
+
+#include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
+#include "grpcpp/client_context.h"
+#include "grpcpp/completion_queue.h"
+#include "grpcpp/generic/generic_stub.h"
+#include "grpcpp/support/status.h"
+
+namespace gradclip {
+namespace {
+
+// How long after a call's end gRPC may take to let go of it before the connection is cut. A write
+// that the server takes at all is through in less.
+constexpr absl::Duration kGrace = absl::Milliseconds(100);
+
+enum class Event : intptr_t { kWritten, kRead, kFinished };
+
+void* Tag(Event event) {
+  return reinterpret_cast<void*>(event);
+}
+
+absl::Status FromGrpc(const grpc::Status& status) {
+  return absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
+}
+
+// The events of one call. Outlives the reader and writer over it.
+class CallEvents {
+ public:
+  CallEvents(Connection& connection, absl::Time deadline)
+      : connection_(connection), give_up_(deadline + kGrace) {
+    if (deadline != absl::InfiniteFuture()) context_.set_deadline(absl::ToChronoTime(deadline));
+  }
+
+  ~CallEvents() {
+    queue_.Shutdown();
+    void* tag = nullptr;
+    bool ok = false;
+    while (queue_.Next(&tag, &ok)) {
+    }
+  }
+
+  grpc::ClientContext& context() { return context_; }
+  grpc::CompletionQueue& queue() { return queue_; }
+
+  void Cancel() {
+    context_.TryCancel();
+    give_up_ = std::min(give_up_, absl::Now() + kGrace);
+  }
+
+  // Waits for the next one. REQUIRES: something is under way.
+  Event Next(bool& ok) {
+    void* tag = nullptr;
+    if (give_up_ != absl::InfiniteFuture()) {
+      if (queue_.AsyncNext(&tag, &ok, absl::ToChronoTime(give_up_)) ==
+          grpc::CompletionQueue::GOT_EVENT) {
+        return static_cast<Event>(reinterpret_cast<intptr_t>(tag));
+      }
+      // The call is over, but gRPC sits on a write that the server does not take.
+      connection_.Cut();
+      give_up_ = absl::InfiniteFuture();
+    }
+    queue_.Next(&tag, &ok);
+    return static_cast<Event>(reinterpret_cast<intptr_t>(tag));
+  }
+
+ private:
+  Connection& connection_;
+  absl::Time give_up_;
+  grpc::ClientContext context_;
+  grpc::CompletionQueue queue_;
+};
+
+absl::Status Stream(Connection& connection, const std::string& method,
+                    const grpc::ByteBuffer& start, Payload& payload, absl::Time deadline,
+                    const StreamHandlers& handlers) {
+  CallEvents events(connection, deadline);
+  // The call's headers leave with the start message. (Data can't leave with it: gRPC writes at once
+  // where a stream begins, whatever the hints.)
+  events.context().set_initial_metadata_corked(true);
+  grpc::GenericStub stub(connection.channel());
+  const auto stream = stub.PrepareCall(&events.context(), method, &events.queue());
+  stream->StartCall(nullptr);
+
+  grpc::WriteOptions options;
+  if (payload.done()) options.set_last_message();
+  stream->Write(start, options, Tag(Event::kWritten));
+  bool writing = true;
+  bool reads_begun = false;
+  bool all_sent = false;
+  bool finished = false;
+  grpc::ByteBuffer reply;
+  grpc::Status status;
+  absl::Status broken;  // by a reply
+  while (writing || !finished) {
+    bool ok = false;
+    switch (events.Next(ok)) {
+      case Event::kWritten:
+        writing = false;
+        if (ok) {
+          handlers.on_sent(payload.cut_bytes());
+          all_sent = payload.done();
+        }  // Else the server has ended the call; the reads find out how.
+        if (ok && !all_sent && broken.ok()) {
+          const grpc::ByteBuffer message = payload.Next();
+          if (payload.done()) options.set_last_message();
+          stream->Write(message, options, Tag(Event::kWritten));
+          writing = true;
+        }
+        if (!reads_begun) stream->Read(&reply, Tag(Event::kRead));
+        reads_begun = true;
+        break;
+      case Event::kRead:
+        if (ok && broken.ok()) {
+          broken = handlers.on_reply(reply, payload.cut_bytes());
+          if (!broken.ok()) events.Cancel();
+        }
+        if (ok) {
+          stream->Read(&reply, Tag(Event::kRead));
+        } else {
+          stream->Finish(&status, Tag(Event::kFinished));
+        }
+        break;
+      case Event::kFinished:
+        finished = true;
+        break;
+    }
+  }
+  if (!broken.ok()) return broken;
+  if (status.ok() && !all_sent) {
+    return absl::InternalError(
+        absl::StrFormat("the server ended the call with OK before it had taken the gradient's %d "
+                        "bytes",
+                        payload.total_bytes()));
+  }
+  return FromGrpc(status);
+}
+
+}  // namespace
+
+absl::Status RunStream(Connection& connection, const std::string& method,
+                       const grpc::ByteBuffer& start, Payload& payload, absl::Time deadline,
+                       const StreamHandlers& handlers) {
+  const absl::Status status = Stream(connection, method, start, payload, deadline, handlers);
+  // What was never written goes with the call. What the socket was taking comes back within
+  // moments, or by force.
+  if (!payload.ledger().AwaitReturn(kGrace)) {
+    connection.Cut();
+    payload.ledger().AwaitReturn(absl::InfiniteDuration());
+  }
+  return status;
+}
+
+absl::Status RunUnary(Connection& connection, const std::string& method,
+                      const grpc::ByteBuffer& request, absl::Time deadline,
+                      grpc::ByteBuffer& response) {
+  CallEvents events(connection, deadline);
+  grpc::GenericStub stub(connection.channel());
+  const auto call = stub.PrepareUnaryCall(&events.context(), method, request, &events.queue());
+  call->StartCall();
+  grpc::Status status;
+  call->Finish(&response, &status, Tag(Event::kFinished));
+  bool ok = false;
+  events.Next(ok);
+  return FromGrpc(status);
+}
+
+}  // namespace gradclip

@@ -1,0 +1,45 @@
+// One try of one call over one connection, driven by the calling thread alone: it writes, reads and
+// waits on a completion queue of its own, so no other thread is woken for it.
+//
+// Functions; thread-safe.
+#ifndef GRADCLIP_CLIENT_GRADCLIP_CALL_H_
+#define GRADCLIP_CLIENT_GRADCLIP_CALL_H_
+
+#include <cstdint>
+#include <string>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "client/gradclip/connection.h"
+#include "client/gradclip/payload.h"
+#include "grpcpp/support/byte_buffer.h"
+
+namespace gradclip {
+
+// What a streamed call tells its maker.
+struct StreamHandlers {
+  // After each message of the payload that went out; the bytes of gradient gone so far.
+  absl::FunctionRef<void(uint64_t sent_bytes)> on_sent;
+  // For each message that came; sent_bytes may already have been read by the transport. A status
+  // other than OK cancels the call and becomes its status.
+  absl::FunctionRef<absl::Status(grpc::ByteBuffer& message, uint64_t sent_bytes)> on_reply;
+};
+
+// Sends `start` and all of the payload to `method` ("/package.Service/Method") and hands every
+// reply over as it comes, while it still writes. The status is the server's wherever it gave one,
+// else the transport's. At the deadline DEADLINE_EXCEEDED, for which the connection is cut where
+// the server does not take what gRPC is writing. When it returns, nothing of the payload is held by
+// gRPC. INTERNAL where the server said OK before it had taken everything.
+absl::Status RunStream(Connection& connection, const std::string& method,
+                       const grpc::ByteBuffer& start, Payload& payload, absl::Time deadline,
+                       const StreamHandlers& handlers);
+
+// Sends one request and receives one response. Deadline and status as RunStream.
+absl::Status RunUnary(Connection& connection, const std::string& method,
+                      const grpc::ByteBuffer& request, absl::Time deadline,
+                      grpc::ByteBuffer& response);
+
+}  // namespace gradclip
+
+#endif  // GRADCLIP_CLIENT_GRADCLIP_CALL_H_

@@ -1,0 +1,163 @@
+#include "server/options/flags.h"
+
+#include <limits>
+#include <string>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/strip.h"
+#include "server/options/bytes.h"
+
+namespace gradclip {
+namespace {
+
+using Setter = std::function<absl::Status(absl::string_view, Options&)>;
+
+constexpr uint64_t kNoMaximum = std::numeric_limits<uint64_t>::max();
+constexpr absl::Duration kLongestDuration = absl::Hours(24);
+
+Setter BytesBetween(uint64_t Options::*field, uint64_t least, uint64_t most) {
+  return [=](absl::string_view text, Options& options) {
+    const absl::StatusOr<uint64_t> bytes = ParseBytes({text.data(), text.size()});
+    if (!bytes.ok()) return bytes.status();
+    if (*bytes < least || *bytes > most) {
+      return absl::InvalidArgumentError(
+          most == kNoMaximum ? absl::StrCat("at least ", FormatBytes(least))
+                             : absl::StrCat(FormatBytes(least), " to ", FormatBytes(most)));
+    }
+    options.*field = *bytes;
+    return absl::OkStatus();
+  };
+}
+
+Setter CountBetween(uint64_t Options::*field, uint64_t least, uint64_t most) {
+  return [=](absl::string_view text, Options& options) {
+    uint64_t count;
+    if (!absl::SimpleAtoi(text, &count) || count < least || count > most) {
+      return absl::InvalidArgumentError(absl::StrCat("a whole number, ", least, " to ", most));
+    }
+    options.*field = count;
+    return absl::OkStatus();
+  };
+}
+
+Setter DurationFrom(absl::Duration Options::*field, absl::Duration least) {
+  return [=](absl::string_view text, Options& options) {
+    absl::Duration duration;
+    if (!absl::ParseDuration(text, &duration) || duration < least || duration > kLongestDuration) {
+      return absl::InvalidArgumentError(absl::StrCat("a duration such as 500ms, 30s or 5m, ",
+                                                     absl::FormatDuration(least), " to ",
+                                                     absl::FormatDuration(kLongestDuration)));
+    }
+    options.*field = duration;
+    return absl::OkStatus();
+  };
+}
+
+template <typename Value>
+Setter OneOf(Value Options::*field, std::vector<std::pair<absl::string_view, Value>> choices) {
+  return [=](absl::string_view text, Options& options) {
+    for (const auto& [name, value] : choices) {
+      if (name != text) continue;
+      options.*field = value;
+      return absl::OkStatus();
+    }
+    return absl::InvalidArgumentError(absl::StrJoin(
+        choices, ", ",
+        [](std::string* out, const auto& choice) { absl::StrAppend(out, choice.first); }));
+  };
+}
+
+absl::Status SetBackend(absl::string_view text, Options& options) {
+  if (text.empty()) return absl::InvalidArgumentError("a backend's name, or auto");
+  options.backend = std::string(text);
+  return absl::OkStatus();
+}
+
+bool IsPort(absl::string_view text) {
+  uint32_t port;
+  return text.find_first_not_of("0123456789") == absl::string_view::npos &&
+         absl::SimpleAtoi(text, &port) && port <= 65535;
+}
+
+absl::Status AddListen(absl::string_view text, Options& options) {
+  absl::string_view rest = text;
+  if (absl::ConsumePrefix(&rest, "unix:")) {
+    absl::ConsumePrefix(&rest, "//");     // unix:///PATH is the same as unix:/PATH
+    constexpr size_t kLongestPath = 107;  // of sockaddr_un
+    if (rest.empty() || rest.size() > kLongestPath) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("unix:PATH with a path of 1 to ", kLongestPath, " bytes"));
+    }
+  } else {
+    const size_t colon = rest.rfind(':');
+    const absl::string_view host = rest.substr(0, colon);
+    const bool bracketed = absl::StartsWith(host, "[") && absl::EndsWith(host, "]");
+    if (colon == absl::string_view::npos || !IsPort(rest.substr(colon + 1)) || host.empty() ||
+        (bracketed ? host.size() < 4 : host.find_first_of(":[],/ ") != absl::string_view::npos)) {
+      return absl::InvalidArgumentError(
+          "HOST:PORT, [IPV6]:PORT or unix:PATH, with a port of 0 to 65535");
+    }
+  }
+  options.listen.emplace_back(text);
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+const std::vector<Flag>& AllFlags() {
+  static const std::vector<Flag> flags = {
+      {"listen", "ADDRESS",
+       "Where to listen: HOST:PORT, [IPV6]:PORT or unix:PATH. Port 0 takes any free one.\n"
+       "May be given several times.",
+       "127.0.0.1:50051", true, AddListen},
+      {"backend", "NAME",
+       "What computes: auto takes the best that works here; a name forces one, such as cpu,\n"
+       "cpu/baseline, cpu/avx2 or cpu/avx512.",
+       "auto", false, SetBackend},
+      {"memory-budget", "BYTES",
+       "Gradient bytes that all calls together may have the server keep. A call that does not\n"
+       "fit waits, unread. Parsed start messages have a smaller budget beside this one.",
+       "half of the machine's or container's memory", false,
+       BytesBetween(&Options::memory_budget, 1, kNoMaximum)},
+      {"max-call-bytes", "BYTES", "The same for one call; one that needs more is refused at once.",
+       "the memory budget", false, BytesBetween(&Options::max_call_bytes, 1, kNoMaximum)},
+      {"max-message-bytes", "BYTES",
+       "Largest message to receive, 64KiB to 1GiB. A call may have a few of them in memory.",
+       "8MiB", false,
+       BytesBetween(&Options::max_message_bytes, uint64_t{64} << 10, uint64_t{1} << 30)},
+      {"max-tensors", "COUNT", "Most tensors of one call, 1 to 16777216.", "131072", false,
+       CountBetween(&Options::max_tensors, 1, uint64_t{1} << 24)},
+      {"max-dimensions", "COUNT", "Most dimensions of one tensor, 1 to 1024.", "64", false,
+       CountBetween(&Options::max_dimensions, 1, 1024)},
+      {"admission-timeout", "DURATION",
+       "How long a call waits for memory of the budget before it is refused; 0 for not at all.",
+       "30s", false, DurationFrom(&Options::admission_timeout, absl::ZeroDuration())},
+      {"idle-timeout", "DURATION",
+       "How long a client may neither send nor read before its call is ended.", "60s", false,
+       DurationFrom(&Options::idle_timeout, absl::Milliseconds(1))},
+      {"drain-timeout", "DURATION",
+       "How long running calls may take to end after SIGTERM or SIGINT; 0 for no time at all.",
+       "30s", false, DurationFrom(&Options::drain_timeout, absl::ZeroDuration())},
+      {"arena-trim-interval", "DURATION",
+       "How often memory that no call has used in the meantime is given back to the system.", "60s",
+       false, DurationFrom(&Options::arena_trim_interval, absl::Milliseconds(1))},
+      {"log-format", "FORMAT",
+       "Lines on standard error: text for people, json for one JSON object each.", "text", false,
+       OneOf<LogFormat>(&Options::log_format,
+                        {{"text", LogFormat::kText}, {"json", LogFormat::kJson}})},
+      {"log-level", "LEVEL",
+       "What to log: debug, info (one line per call), warning or error, and all above it.", "info",
+       false,
+       OneOf<LogLevel>(&Options::log_level, {{"debug", LogLevel::kDebug},
+                                             {"info", LogLevel::kInfo},
+                                             {"warning", LogLevel::kWarning},
+                                             {"error", LogLevel::kError}})},
+  };
+  return flags;
+}
+
+}  // namespace gradclip

@@ -1,0 +1,224 @@
+#include "server/options/options.h"
+
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <map>
+#include <numeric>
+#include <utility>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/escaping.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
+#include "server/memory/limits.h"
+#include "server/options/bytes.h"
+#include "server/options/flags.h"
+
+namespace gradclip {
+namespace {
+
+constexpr absl::string_view kVariablePrefix = "GRADCLIP_";
+
+// Variables that the client and the command read; a shell may well hold them beside the server's.
+constexpr absl::string_view kClientVariables[] = {"GRADCLIP_SERVER"};
+
+// What was given for a flag, and where: "--max-tensors" or "GRADCLIP_MAX_TENSORS".
+struct Given {
+  std::string source;
+  std::vector<std::string> values;
+};
+using GivenByFlag = std::map<absl::string_view, Given>;
+
+std::string VariableName(absl::string_view flag) {
+  return absl::StrCat(kVariablePrefix,
+                      absl::AsciiStrToUpper(absl::StrReplaceAll(flag, {{"-", "_"}})));
+}
+
+// Levenshtein's: the fewest characters to insert, delete or replace to make `a` of `b`.
+size_t EditDistance(absl::string_view a, absl::string_view b) {
+  std::vector<size_t> row(b.size() + 1);
+  std::iota(row.begin(), row.end(), 0);
+  for (size_t i = 0; i < a.size(); ++i) {
+    size_t diagonal = std::exchange(row[0], i + 1);
+    for (size_t j = 0; j < b.size(); ++j) {
+      const size_t replaced = diagonal + (a[i] != b[j]);
+      diagonal = row[j + 1];
+      row[j + 1] = std::min({replaced, row[j] + 1, row[j + 1] + 1});
+    }
+  }
+  return row.back();
+}
+
+// "; did you mean --listen?" for the flag (or, as `spell` writes it, variable) closest to `name`;
+// empty where none is close.
+template <typename Spell>
+std::string Suggestion(absl::string_view name, Spell spell) {
+  std::string closest;
+  size_t smallest = std::max<size_t>(2, name.size() / 3) + 1;
+  for (const Flag& flag : AllFlags()) {
+    const std::string spelled = spell(flag.name);
+    const size_t distance = EditDistance(name, spelled);
+    if (distance < smallest) {
+      smallest = distance;
+      closest = spelled;
+    }
+  }
+  return closest.empty() ? "" : absl::StrCat("; did you mean ", closest, "?");
+}
+
+std::string Dashed(absl::string_view flag) {
+  return absl::StrCat("--", flag);
+}
+
+absl::Status Refused(const Given& given, absl::string_view value, absl::string_view expected) {
+  return absl::InvalidArgumentError(
+      absl::StrCat(given.source, "=", absl::Utf8SafeCEscape(value), ": expected ", expected));
+}
+
+// Reads argv. What --help and --version print goes to `print`.
+absl::Status ReadArguments(int argc, const char* const* argv, GivenByFlag& given,
+                           std::optional<std::string>& print) {
+  CLI::App app("GradClip's server: measures and clips the gradients of training jobs.",
+               "gradclip-server");
+  app.get_formatter()->column_width(6);  // descriptions stand below their flags
+  app.footer("Flags win over variables.\nBYTES is " + std::string(kBytesSyntax) +
+             ".\nDURATION is like 500ms, 30s, 5m or 1h30m, at most 24h.");
+  app.set_help_flag("-h,--help", "Print this text and exit.");
+  app.set_version_flag("--version", absl::StrCat("gradclip-server ", GRADCLIP_VERSION),
+                       "Print the version and exit.");
+  app.allow_extras();  // unknown flags are reported here, with a suggestion
+  std::map<absl::string_view, std::vector<std::string>> values;
+  for (const Flag& flag : AllFlags()) {
+    app.add_option(Dashed(flag.name), values[flag.name],
+                   absl::StrCat(flag.meaning, "\nDefault: ", flag.default_text,
+                                ". Variable: ", VariableName(flag.name),
+                                flag.repeatable ? " (several with commas between)." : "."))
+        ->option_text(std::string(flag.value))  // in --help
+        ->type_name(std::string(flag.value))    // in errors
+        ->allow_extra_args(false);              // one value after each occurrence
+  }
+
+  try {
+    std::vector<std::string> arguments(argv + std::min(argc, 1), argv + argc);
+    std::reverse(arguments.begin(), arguments.end());  // as this overload takes them
+    app.parse(std::move(arguments));
+  } catch (const CLI::CallForHelp&) {
+    print = app.help();
+    return absl::OkStatus();
+  } catch (const CLI::CallForVersion& version) {
+    print = absl::StrCat(version.what(), "\n");
+    return absl::OkStatus();
+  } catch (const CLI::ParseError& error) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(absl::Utf8SafeCEscape(error.what()), "; see --help"));
+  }
+
+  for (const std::string& extra : app.remaining()) {
+    if (!absl::StartsWith(extra, "-")) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("unexpected argument ", absl::Utf8SafeCEscape(extra),
+                       ": expected flags only, like --listen=127.0.0.1:50051; see --help"));
+    }
+    const std::string name = extra.substr(0, extra.find('='));
+    return absl::InvalidArgumentError(absl::StrCat("unknown flag ", absl::Utf8SafeCEscape(name),
+                                                   Suggestion(name, Dashed), "; see --help"));
+  }
+  for (const Flag& flag : AllFlags()) {
+    std::vector<std::string>& found = values[flag.name];
+    if (found.empty()) continue;
+    if (found.size() > 1 && !flag.repeatable) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--", flag.name, ": given ", found.size(), " times, last as ",
+                       absl::Utf8SafeCEscape(found.back()), ": expected once"));
+    }
+    given[flag.name] = {Dashed(flag.name), std::move(found)};
+  }
+  return absl::OkStatus();
+}
+
+// Reads the variables of flags that are not given yet, and warns of names that mean nothing.
+void ReadEnvironment(const char* const* environment, GivenByFlag& given,
+                     std::vector<std::string>& warnings) {
+  for (; *environment != nullptr; ++environment) {
+    const std::pair<absl::string_view, absl::string_view> variable =
+        absl::StrSplit(*environment, absl::MaxSplits('=', 1));
+    const absl::string_view name = variable.first;
+    const absl::string_view value = variable.second;
+    if (!absl::StartsWith(name, kVariablePrefix)) continue;
+    const auto flag = std::find_if(AllFlags().begin(), AllFlags().end(), [&](const Flag& flag) {
+      return VariableName(flag.name) == name;
+    });
+    if (flag == AllFlags().end()) {
+      if (std::find(std::begin(kClientVariables), std::end(kClientVariables), name) ==
+          std::end(kClientVariables)) {
+        warnings.push_back(absl::StrCat("environment variable ", absl::Utf8SafeCEscape(name),
+                                        " is not known and has no effect",
+                                        Suggestion(name, VariableName)));
+      }
+      continue;
+    }
+    if (value.empty() || given.contains(flag->name)) continue;
+    Given& found = given[flag->name];
+    found.source = std::string(name);
+    if (flag->repeatable) {
+      found.values = absl::StrSplit(value, ',');
+    } else {
+      found.values = {std::string(value)};
+    }
+  }
+}
+
+}  // namespace
+
+std::string_view ServerVersion() {
+  return GRADCLIP_VERSION;
+}
+
+absl::StatusOr<Options> ParseOptions(int argc, const char* const* argv) {
+  return ParseOptions(argc, argv, environ, SystemMemoryLimit());
+}
+
+absl::StatusOr<Options> ParseOptions(int argc, const char* const* argv,
+                                     const char* const* environment, uint64_t system_memory) {
+  Options options;
+  GivenByFlag given;
+  const absl::Status read = ReadArguments(argc, argv, given, options.print_and_exit);
+  if (!read.ok()) return read;
+  if (options.print_and_exit.has_value()) return options;
+  ReadEnvironment(environment, given, options.warnings);
+
+  if (given.contains("listen")) options.listen.clear();
+  for (const Flag& flag : AllFlags()) {
+    const auto found = given.find(flag.name);
+    if (found == given.end()) continue;
+    for (const std::string& value : found->second.values) {
+      const absl::Status set = flag.set(value, options);
+      if (!set.ok()) return Refused(found->second, value, set.message());
+    }
+  }
+
+  if (!given.contains("memory-budget")) {
+    options.memory_budget = std::max<uint64_t>(1, system_memory / 2);
+  } else if (options.memory_budget > system_memory) {
+    options.warnings.push_back(
+        absl::StrCat("the memory budget of ", FormatBytes(options.memory_budget), " (",
+                     given["memory-budget"].source, ") is more than the ",
+                     FormatBytes(system_memory), " that this machine or container has"));
+  }
+  if (!given.contains("max-call-bytes")) {
+    options.max_call_bytes = options.memory_budget;
+  } else if (options.max_call_bytes > options.memory_budget) {
+    const Given& call = given["max-call-bytes"];
+    return Refused(call, call.values.front(),
+                   absl::StrCat("at most the memory budget, ", FormatBytes(options.memory_budget),
+                                " (--memory-budget)"));
+  }
+  return options;
+}
+
+}  // namespace gradclip

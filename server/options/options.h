@@ -1,0 +1,81 @@
+// What the server can be told: one plain struct, filled from flags and environment variables,
+// validated before anything starts. Plain data; the functions are pure but for reading the
+// machine's memory limit.
+#ifndef GRADCLIP_SERVER_OPTIONS_OPTIONS_H_
+#define GRADCLIP_SERVER_OPTIONS_OPTIONS_H_
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "server/observe/log.h"
+
+namespace gradclip {
+
+// Every field is the flag of the same name: --max-call-bytes is max_call_bytes. Meanings, units and
+// defaults for people are what --help prints.
+struct Options {
+  // HOST:PORT, [IPV6]:PORT or unix:PATH; at least one. Port 0: any free one.
+  std::vector<std::string> listen = {"127.0.0.1:50051"};
+
+  // Name of the backend, or "auto". Whether it exists is for the one who makes it to say.
+  std::string backend = "auto";
+
+  // Bytes that all calls together may keep; > 0. Default: half of SystemMemoryLimit().
+  uint64_t memory_budget = 0;
+
+  // Bytes that one call may keep; 1 .. memory_budget. Default: memory_budget.
+  uint64_t max_call_bytes = 0;
+
+  // Bytes of one received message; 64 KiB .. 1 GiB.
+  uint64_t max_message_bytes = uint64_t{8} << 20;
+
+  // Tensors of one call; 1 .. 2^24.
+  uint64_t max_tensors = 131072;
+
+  // Dimensions of one tensor; 1 .. 1024.
+  uint64_t max_dimensions = 64;
+
+  // How long a call waits for memory of the budget; 0: not at all.
+  absl::Duration admission_timeout = absl::Seconds(30);
+
+  // How long a client may keep a call waiting for its next read or write; > 0.
+  absl::Duration idle_timeout = absl::Seconds(60);
+
+  // How long running calls may take to end after a signal to stop; 0: no time at all.
+  absl::Duration drain_timeout = absl::Seconds(30);
+
+  // How often memory that no call used in the meantime is given back to the system; > 0.
+  absl::Duration arena_trim_interval = absl::Seconds(60);
+
+  LogFormat log_format = LogFormat::kText;
+  LogLevel log_level = LogLevel::kInfo;
+
+  // What was strange but does not stop the start; one line each, to be logged once a log exists.
+  std::vector<std::string> warnings;
+
+  // Set by --help and --version: print this (it ends with a newline) to standard output, exit with
+  // status 0. The other fields then mean nothing.
+  std::optional<std::string> print_and_exit;
+};
+
+// Reads flags, then, for flags that are not given, environment variables (GRADCLIP_MAX_CALL_BYTES
+// for --max-call-bytes; an empty one counts as unset), then defaults. argv[0] is skipped.
+// INVALID_ARGUMENT: one line that names the flag or variable, the value and what is allowed.
+absl::StatusOr<Options> ParseOptions(int argc, const char* const* argv);
+
+// The same with everything given: `environment` is a null-terminated list of NAME=value,
+// `system_memory` what SystemMemoryLimit() would return, in bytes.
+absl::StatusOr<Options> ParseOptions(int argc, const char* const* argv,
+                                     const char* const* environment, uint64_t system_memory);
+
+// The server's version, "1.2.3".
+std::string_view ServerVersion();
+
+}  // namespace gradclip
+
+#endif  // GRADCLIP_SERVER_OPTIONS_OPTIONS_H_

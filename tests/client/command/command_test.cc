@@ -1,0 +1,190 @@
+// The gradclip command where it needs no server: how it takes its arguments and how it fails. What
+// it does with a server is tested in tests/e2e.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <string>
+#include <vector>
+
+#include "tests/client/files/file_bytes.h"
+#include "tests/e2e/process.h"
+
+namespace gradclip {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::EndsWith;
+using ::testing::HasSubstr;
+using ::testing::StartsWith;
+
+const char kGradient[] = GRADCLIP_TEST_DATA "/gradients/step-060.safetensors";
+
+// The one line on standard error that the command ends with, without its end; its exit status has
+// to be 1 and standard output empty.
+std::string Failure(const std::vector<std::string>& arguments,
+                    const std::vector<std::string>& environment = {}) {
+  Process command("gradclip", arguments, environment);
+  EXPECT_EQ(command.Wait(), 1) << command.err();
+  EXPECT_EQ(command.out(), "");
+  std::string line = command.err();
+  EXPECT_EQ(std::count(line.begin(), line.end(), '\n'), 1) << line;
+  EXPECT_THAT(line, AllOf(StartsWith("gradclip: "), EndsWith("\n")));
+  return line.substr(0, line.size() - 1);
+}
+
+// What the command prints where it succeeds.
+std::string Success(const std::vector<std::string>& arguments) {
+  Process command("gradclip", arguments);
+  EXPECT_EQ(command.Wait(), 0) << command.err();
+  EXPECT_EQ(command.err(), "");
+  return command.out();
+}
+
+TEST(CommandLine, PrintsItsVersion) {
+  EXPECT_THAT(Success({"--version"}),
+              ::testing::MatchesRegex("gradclip [0-9]+\\.[0-9]+\\.[0-9]+\n"));
+}
+
+TEST(CommandLine, HasHelpForEveryVerb) {
+  EXPECT_THAT(Success({"--help"}), AllOf(HasSubstr("norm"), HasSubstr("clip"), HasSubstr("info"),
+                                         HasSubstr("health"), HasSubstr("bench")));
+  for (const char* verb : {"norm", "clip", "info", "health", "bench"}) {
+    EXPECT_THAT(Success({verb, "--help"}),
+                AllOf(HasSubstr(std::string("gradclip ") + verb), HasSubstr("--server"),
+                      HasSubstr("127.0.0.1:50051"), HasSubstr("--timeout"), HasSubstr("--json")));
+  }
+}
+
+TEST(CommandLine, RefusesUnknownWordsAndSuggestsTheClosest) {
+  EXPECT_EQ(
+      Failure({}),
+      "gradclip: no command given; there are norm, clip, info, health and bench; see gradclip "
+      "--help");
+  EXPECT_EQ(Failure({"nrom", kGradient}),
+            "gradclip: unknown command nrom (did you mean norm?); see gradclip --help");
+  EXPECT_EQ(Failure({"optimise"}), "gradclip: unknown command optimise; see gradclip --help");
+  EXPECT_EQ(
+      Failure({"clip", kGradient, "--max-nrom", "1", "-o", "x"}),
+      "gradclip: unknown flag --max-nrom (did you mean --max-norm?); see gradclip clip --help");
+  EXPECT_EQ(
+      Failure({"clip", kGradient, "--max_norm=1"}),
+      "gradclip: unknown flag --max_norm (did you mean --max-norm?); see gradclip clip --help");
+  EXPECT_EQ(Failure({"info", "-x"}), "gradclip: unknown flag -x; see gradclip info --help");
+  EXPECT_EQ(Failure({"health", "now"}),
+            "gradclip: unexpected argument now; see gradclip health --help");
+  EXPECT_EQ(Failure({"--server", "a:1", "norm", kGradient}),
+            "gradclip: unknown flag --server; flags go after the command; see gradclip --help");
+  EXPECT_EQ(Failure({"norm", "--a\nb"}),
+            "gradclip: unknown flag --a\\x0ab; see gradclip norm --help");
+}
+
+TEST(CommandLine, RefusesValuesOutsideTheirRange) {
+  const auto refused = [](const std::string& flag, const std::string& value) {
+    return Failure({"clip", kGradient, "-o", "x", "--max-norm", "1", flag, value});
+  };
+  EXPECT_EQ(
+      refused("--max-norm", "-1"),
+      "gradclip: --max-norm: must be a number >= 0, or inf, not -1; see gradclip clip --help");
+  EXPECT_THAT(refused("--max-norm", "nan"), HasSubstr("--max-norm: must be"));
+  EXPECT_THAT(refused("--max-norm", "ten"), HasSubstr("--max-norm: must be"));
+  EXPECT_THAT(refused("--epsilon", "inf"), HasSubstr("--epsilon: must be a finite number >= 0"));
+  EXPECT_THAT(refused("--norm-type", "0"), HasSubstr("--norm-type: must be a number over 0"));
+  EXPECT_THAT(refused("--pre-scale", "0"),
+              HasSubstr("--pre-scale: must be a finite number over 0"));
+  EXPECT_THAT(refused("--total-norm", "-1"), HasSubstr("--total-norm: must be a number >= 0"));
+  EXPECT_THAT(refused("--timeout", "30"), HasSubstr("--timeout: must be a time over 0"));
+  EXPECT_THAT(refused("--nonfinite", "ignore"),
+              HasSubstr("--nonfinite: must be one of propagate, error, skip, zero, not ignore"));
+  EXPECT_THAT(refused("--reply", "all"),
+              HasSubstr("--reply: must be one of coefficient, gradient, if-changed, not all"));
+  EXPECT_THAT(Failure({"bench", "--bytes", "much"}), HasSubstr("--bytes: must be a size"));
+  EXPECT_THAT(Failure({"bench", "--rounds", "0"}), HasSubstr("--rounds: must be a whole number"));
+  EXPECT_THAT(Failure({"bench", "--rounds", "1.5"}), HasSubstr("--rounds"));
+  EXPECT_THAT(Failure({"bench", "--bytes", "8", "--tensors", "3"}),
+              HasSubstr("--bytes=8 holds 2 F32 elements, too few for --tensors=3"));
+  EXPECT_EQ(Failure({"clip", kGradient, "--max-norm"}),
+            "gradclip: --max-norm needs a value; see gradclip clip --help");
+}
+
+TEST(CommandLine, SaysWhatIsMissingOrDoesNotGoTogether) {
+  EXPECT_EQ(Failure({"norm"}), "gradclip: no FILE given; see gradclip norm --help");
+  EXPECT_EQ(Failure({"clip", "-o", "x", "--max-norm", "1"}),
+            "gradclip: no FILE given; see gradclip clip --help");
+  EXPECT_EQ(Failure({"clip", kGradient, "-o", "x"}),
+            "gradclip: --max-norm is missing; see gradclip clip --help");
+  EXPECT_EQ(Failure({"clip", kGradient, "--max-norm", "1"}),
+            "gradclip: -o is missing: where to write; see gradclip clip --help");
+  const std::vector<std::string> known = {"clip",       kGradient, "-o",           "x.safetensors",
+                                          "--max-norm", "1",       "--total-norm", "5"};
+  auto with = [&](std::vector<std::string> more) {
+    more.insert(more.begin(), known.begin(), known.end());
+    return Failure(more);
+  };
+  EXPECT_THAT(with({"--reply", "coefficient"}), HasSubstr("--reply gradient or if-changed"));
+  EXPECT_THAT(with({"--per-tensor"}), HasSubstr("--per-tensor needs the norms measured"));
+}
+
+TEST(CommandLine, RefusesOutputsBeforeAnyWork) {
+  const Folder folder;
+  const auto refused = [&](std::vector<std::string> files, const std::string& out) {
+    files.insert(files.begin(), "clip");
+    files.insert(files.end(), {"--max-norm", "1", "-o", out, "--server", "127.0.0.1:1"});
+    return Failure(files);
+  };
+  EXPECT_THAT(refused({kGradient}, folder / ""), HasSubstr("/step-060.safetensors"));
+  EXPECT_THAT(refused({kGradient}, folder / "none/x.safetensors"), HasSubstr("there is no folder"));
+  EXPECT_THAT(refused({kGradient}, folder / "x.npy"), HasSubstr("must end in .safetensors"));
+  EXPECT_THAT(refused({kGradient}, "/dev/null"), HasSubstr("it is no regular file"));
+  EXPECT_THAT(refused({kGradient, kGradient}, folder / "out"),
+              HasSubstr("two files are named step-060.safetensors"));
+  WriteFile(folder / "file", "x");
+  EXPECT_THAT(refused({kGradient, folder / "b.npy"}, folder / "file"),
+              HasSubstr("is no folder, and 2 files need one"));
+  EXPECT_EQ(folder.entries(), 1u);
+}
+
+TEST(Command, NamesAFileThatItCannotTake) {
+  const Folder folder;
+  EXPECT_EQ(Failure({"norm", folder / "none.npy"}),
+            "gradclip: can't read " + folder / "none.npy" + ": No such file or directory");
+  WriteFile(folder / "bad.safetensors", "text");
+  EXPECT_EQ(Failure({"norm", kGradient, folder / "bad.safetensors"}),
+            "gradclip: " + folder / "bad.safetensors" +
+                ": the file ends after 4 bytes, within the header's length");
+  WriteFile(
+      folder / "ids.safetensors",
+      Safetensors(R"({"a\nb":{"dtype":"I64","shape":[1],"data_offsets":[0,8]}})", "12345678"));
+  EXPECT_THAT(Failure({"norm", folder / "ids.safetensors"}),
+              HasSubstr("tensor \"a\\x0ab\" has dtype I64, which can't be clipped"));
+}
+
+TEST(Command, SaysInOneLineThatTheServerCannotBeReached) {
+  const Folder folder;
+  // Nothing listens on a socket that is not there.
+  const std::string nowhere = "unix:" + folder / "none.sock";
+  const auto unreachable = AllOf(HasSubstr(nowhere), HasSubstr("--server"));
+  for (const std::vector<std::string>& arguments : std::vector<std::vector<std::string>>{
+           {"norm", kGradient},
+           {"clip", kGradient, "--max-norm", "1", "-o", folder / "out.safetensors"},
+           {"info"},
+           {"health"},
+           {"bench", "--bytes", "4KiB"}}) {
+    std::vector<std::string> with_server = arguments;
+    with_server.insert(with_server.end(), {"--server", nowhere, "--timeout", "10s"});
+    EXPECT_THAT(Failure(with_server), unreachable) << arguments[0];
+  }
+  EXPECT_EQ(folder.entries(), 0u);
+}
+
+TEST(Command, TakesTheServerFromTheEnvironmentAndTheFlagWins) {
+  EXPECT_THAT(Failure({"health", "--timeout", "10s"}, {"GRADCLIP_SERVER=unix:/no/a.sock"}),
+              HasSubstr("unix:/no/a.sock"));
+  EXPECT_THAT(Failure({"health", "--timeout", "10s", "--server", "unix:/no/b.sock"},
+                      {"GRADCLIP_SERVER=unix:/no/a.sock"}),
+              HasSubstr("unix:/no/b.sock"));
+}
+
+}  // namespace
+}  // namespace gradclip

@@ -1,0 +1,55 @@
+#include "client/command/flags.h"
+
+#include <gtest/gtest.h>
+
+#include <limits>
+
+namespace gradclip {
+namespace {
+
+TEST(ParseBytes, TakesBinaryAndDecimalUnits) {
+  EXPECT_EQ(ParseBytes("1"), 1u);
+  EXPECT_EQ(ParseBytes("4096"), 4096u);
+  EXPECT_EQ(ParseBytes("7B"), 7u);
+  EXPECT_EQ(ParseBytes("64KiB"), 65536u);
+  EXPECT_EQ(ParseBytes("1GiB"), uint64_t{1} << 30);
+  EXPECT_EQ(ParseBytes("1.5GB"), 1'500'000'000u);
+  EXPECT_EQ(ParseBytes("2 MB"), 2'000'000u);
+}
+
+TEST(ParseBytes, RefusesWhatIsNoSize) {
+  for (const char* text : {"", "0", "-1", "GiB", "1XB", "nan", "inf", "1e300", "0.5", "1 2"}) {
+    EXPECT_EQ(ParseBytes(text), std::nullopt) << text;
+  }
+}
+
+TEST(NumberCheck, RefusesWhatLiesOutsideAndNan) {
+  const CLI::Validator at_least = NumberCheck("a number >= 0", 0, 1e300);
+  const CLI::Validator over = NumberCheck("a number over 0", 0, 1e300, /*over=*/true);
+  EXPECT_EQ(at_least(std::string("0")), "");
+  EXPECT_EQ(over(std::string("5e-324")), "");
+  EXPECT_EQ(over(std::string("0")), "must be a number over 0, not 0");
+  for (const char* text : {"-1", "nan", "inf", "x", "", "1x"}) {
+    EXPECT_NE(at_least(std::string(text)), "") << text;
+    EXPECT_NE(over(std::string(text)), "") << text;
+  }
+  EXPECT_EQ(NumberCheck("any", 0, std::numeric_limits<double>::infinity())(std::string("inf")), "");
+}
+
+TEST(UsageError, PointsToTheHelpOfTheVerb) {
+  EXPECT_EQ(UsageError("clip", "x is wrong").message(), "x is wrong; see gradclip clip --help");
+  EXPECT_EQ(UsageError("", "x is wrong").message(), "x is wrong; see gradclip --help");
+}
+
+TEST(ServerFlags, SayWhatToDoAboutAFailedCall) {
+  const ServerFlags flags;
+  EXPECT_EQ(flags.Advise(absl::UnavailableError("a: refused")).message(),
+            "a: refused; --server names another one");
+  EXPECT_EQ(flags.Advise(absl::DeadlineExceededError("a: late")).message(),
+            "a: late; --timeout gives it more than 30s");
+  EXPECT_EQ(flags.Advise(absl::InvalidArgumentError("a: bad")).message(), "a: bad");
+  EXPECT_EQ(flags.call().timeout, absl::Seconds(30));
+}
+
+}  // namespace
+}  // namespace gradclip

@@ -1,0 +1,129 @@
+#include "client/gradclip/connection.h"
+
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "client/gradclip/socket.h"
+#include "gmock/gmock.h"
+
+namespace gradclip {
+namespace {
+
+using ::testing::HasSubstr;
+
+// Listens on a port of the loopback interface and accepts nobody.
+class Listener {
+ public:
+  Listener() : socket_(socket(AF_INET, SOCK_STREAM, 0)) {
+    address_.sin_family = AF_INET;
+    address_.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    EXPECT_EQ(bind(socket_, reinterpret_cast<sockaddr*>(&address_), sizeof(address_)), 0);
+    EXPECT_EQ(listen(socket_, 8), 0);
+    socklen_t size = sizeof(address_);
+    EXPECT_EQ(getsockname(socket_, reinterpret_cast<sockaddr*>(&address_), &size), 0);
+  }
+  ~Listener() { close(socket_); }
+
+  int Accept() const { return accept(socket_, nullptr, nullptr); }
+  std::string address() const { return absl::StrCat("127.0.0.1:", ntohs(address_.sin_port)); }
+
+ private:
+  const int socket_;
+  sockaddr_in address_ = {};
+};
+
+TEST(ServerAddress, ReadsEveryForm) {
+  const struct {
+    std::string text, host, port, path;
+  } cases[] = {
+      {"127.0.0.1:50051", "127.0.0.1", "50051", ""},
+      {"localhost:http", "localhost", "http", ""},
+      {"[::1]:50051", "::1", "50051", ""},
+      {"dns:///trainer:1", "trainer", "1", ""},
+      {"dns:trainer:1", "trainer", "1", ""},
+      {"ipv4:10.0.0.1:2", "10.0.0.1", "2", ""},
+      {"ipv6:[::]:3", "::", "3", ""},
+      {"unix:/run/gradclip.sock", "", "", "/run/gradclip.sock"},
+      {"unix:///run/gradclip.sock", "", "", "/run/gradclip.sock"},
+      {"unix:relative", "", "", "relative"},
+      {"unix-abstract:name", "", "", std::string("\0name", 5)},
+  };
+  for (const auto& one : cases) {
+    const auto parsed = ParseServerAddress(one.text);
+    ASSERT_TRUE(parsed.ok()) << parsed.status();
+    EXPECT_EQ(parsed->host, one.host) << one.text;
+    EXPECT_EQ(parsed->port, one.port) << one.text;
+    EXPECT_EQ(parsed->path, one.path) << one.text;
+  }
+}
+
+TEST(ServerAddress, RefusesWhatHasNoPortOrPath) {
+  for (const char* text : {"", "localhost", "localhost:", ":50051", "::1", "[::1:5", "unix:"}) {
+    const auto parsed = ParseServerAddress(text);
+    EXPECT_EQ(parsed.status().code(), absl::StatusCode::kInvalidArgument) << text;
+    EXPECT_THAT(parsed.status().message(), HasSubstr("write host:port or unix:path"));
+  }
+}
+
+TEST(Connection, SaysWhyNobodyAnswers) {
+  std::string address;
+  {
+    const Listener listener;
+    address = listener.address();
+  }
+  const auto refused = Connection::Open(address, absl::InfiniteFuture());
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(refused.status().message(), HasSubstr("Connection refused; check the address"));
+
+  const auto missing = Connection::Open("unix:/no/such/socket", absl::InfiniteFuture());
+  EXPECT_EQ(missing.status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(missing.status().message(), HasSubstr("No such file or directory"));
+
+  const auto unknown = Connection::Open("127.0.0.1:no-such-service", absl::InfiniteFuture());
+  EXPECT_EQ(unknown.status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(unknown.status().message(), HasSubstr("can't look up"));
+
+  const auto long_path = Connection::Open("unix:/" + std::string(200, 'x'), absl::InfiniteFuture());
+  EXPECT_EQ(long_path.status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST(Connection, IsAliveUntilEitherSideClosesIt) {
+  const Listener listener;
+  const auto closed_there = Connection::Open(listener.address(), absl::InfiniteFuture());
+  const auto cut_here = Connection::Open(listener.address(), absl::InfiniteFuture());
+  ASSERT_TRUE(closed_there.ok() && cut_here.ok());
+  EXPECT_TRUE((*closed_there)->Alive());
+  const int other_end = listener.Accept();
+  shutdown(other_end, SHUT_RDWR);
+  EXPECT_FALSE((*closed_there)->Alive());
+  EXPECT_TRUE((*cut_here)->Alive());
+  (*cut_here)->Cut();
+  EXPECT_FALSE((*cut_here)->Alive());
+  close(other_end);
+}
+
+TEST(SharedConnection, IsKeptWhileItLivesAndMadeAnewAfterwards) {
+  const Listener listener;
+  SharedConnection shared(listener.address());
+  const auto first = shared.Get(absl::InfiniteFuture());
+  ASSERT_TRUE(first.ok()) << first.status();
+  EXPECT_EQ(*shared.Get(absl::InfiniteFuture()), *first);
+
+  (*first)->Cut();
+  const auto second = shared.Get(absl::InfiniteFuture());
+  ASSERT_TRUE(second.ok());
+  EXPECT_NE(*second, *first);
+
+  shared.Drop(*first);  // no longer current: changes nothing
+  EXPECT_EQ(*shared.Get(absl::InfiniteFuture()), *second);
+  shared.Drop(*second);
+  EXPECT_NE(*shared.Get(absl::InfiniteFuture()), *second);
+}
+
+}  // namespace
+}  // namespace gradclip

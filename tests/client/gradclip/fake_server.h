@@ -1,0 +1,105 @@
+// A server that does what a test scripts, over the generated (typed) service, and records what
+// came. Handlers run on the server's threads.
+#ifndef GRADCLIP_TESTS_CLIENT_GRADCLIP_FAKE_SERVER_H_
+#define GRADCLIP_TESTS_CLIENT_GRADCLIP_FAKE_SERVER_H_
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "gradclip/v1/gradclip.grpc.pb.h"
+#include "grpcpp/ext/health_check_service_server_builder_option.h"
+#include "grpcpp/grpcpp.h"
+#include "grpcpp/health_check_service_interface.h"
+
+namespace gradclip {
+
+// What one call sent.
+template <typename Start>
+struct Received {
+  std::vector<Start> starts;
+  std::vector<std::string> messages;  // the data of each
+
+  std::string data() const {
+    std::string all;
+    for (const std::string& message : messages) all += message;
+    return all;
+  }
+};
+
+template <typename Start, typename Stream, typename Request>
+Received<Start> ReadAll(Stream& stream, Request request) {
+  Received<Start> received;
+  while (stream.Read(&request)) {
+    if (request.has_start()) received.starts.push_back(request.start());
+    if (request.has_data()) received.messages.push_back(request.data());
+  }
+  return received;
+}
+
+using NormStream = grpc::ServerReader<v1::ComputeNormRequest>;
+using ClipStream = grpc::ServerReaderWriter<v1::ClipGradNormResponse, v1::ClipGradNormRequest>;
+
+inline Received<v1::ComputeNormStart> ReadAll(NormStream& stream) {
+  return ReadAll<v1::ComputeNormStart>(stream, v1::ComputeNormRequest());
+}
+inline Received<v1::ClipGradNormStart> ReadAll(ClipStream& stream) {
+  return ReadAll<v1::ClipGradNormStart>(stream, v1::ClipGradNormRequest());
+}
+
+inline void SendResult(ClipStream& stream, double coefficient, bool gradient_follows = false,
+                       bool skipped = false) {
+  v1::ClipGradNormResponse response;
+  response.mutable_result()->set_coefficient(coefficient);
+  response.mutable_result()->set_gradient_follows(gradient_follows);
+  response.mutable_result()->set_skipped(skipped);
+  stream.Write(response);
+}
+
+inline void SendData(ClipStream& stream, const std::string& data) {
+  v1::ClipGradNormResponse response;
+  response.set_data(data);
+  stream.Write(response);
+}
+
+class FakeServer : public v1::GradClip::Service {
+ public:
+  std::function<grpc::Status(NormStream& stream, v1::ComputeNormResponse& response)> compute_norm;
+  std::function<grpc::Status(ClipStream& stream)> clip;
+  std::function<grpc::Status(v1::GetServerInfoResponse& response)> info;
+
+  explicit FakeServer(const std::string& listen = "127.0.0.1:0") {
+    grpc::EnableDefaultHealthCheckService(true);
+    grpc::ServerBuilder builder;
+    builder.AddListeningPort(listen, grpc::InsecureServerCredentials(), &port_);
+    builder.SetMaxReceiveMessageSize(-1);
+    builder.RegisterService(this);
+    server_ = builder.BuildAndStart();
+  }
+  ~FakeServer() override { server_->Shutdown(std::chrono::system_clock::now()); }
+
+  std::string address() const { return absl::StrCat("127.0.0.1:", port_); }
+  grpc::Server& server() { return *server_; }
+
+ private:
+  grpc::Status ComputeNorm(grpc::ServerContext*, NormStream* stream,
+                           v1::ComputeNormResponse* response) override {
+    return compute_norm(*stream, *response);
+  }
+  grpc::Status ClipGradNorm(grpc::ServerContext*, ClipStream* stream) override {
+    return clip(*stream);
+  }
+  grpc::Status GetServerInfo(grpc::ServerContext*, const v1::GetServerInfoRequest*,
+                             v1::GetServerInfoResponse* response) override {
+    return info(*response);
+  }
+
+  int port_ = 0;
+  std::unique_ptr<grpc::Server> server_;
+};
+
+}  // namespace gradclip
+
+#endif  // GRADCLIP_TESTS_CLIENT_GRADCLIP_FAKE_SERVER_H_

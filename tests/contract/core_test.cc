@@ -1,0 +1,197 @@
+// The norm, the coefficient and the scaling together, without a server: on the golden cases and on
+// real gradients, for every backend that can run here.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <fstream>
+#include <iterator>
+#include <limits>
+#include <nlohmann/json.hpp>
+
+#include "server/clip/clip.h"
+#include "server/norm/gradient_norm.h"
+#include "tests/model/golden.h"
+#include "tests/server/backend/plain.h"
+
+namespace gradclip {
+namespace {
+
+struct Tensor {
+  DType dtype;
+  Bytes elements;
+  size_t count() const { return elements.size() / ElementSize(dtype); }
+};
+
+Bytes ToBytes(std::string_view text) {
+  const auto* begin = reinterpret_cast<const std::byte*>(text.data());
+  return {begin, begin + text.size()};
+}
+
+double TotalNorm(const Backend& backend, double norm_type, const std::vector<Tensor>& tensors) {
+  GradientNorm norm(backend, norm_type, false);
+  for (const Tensor& tensor : tensors) {
+    norm.BeginTensor(tensor.dtype, true);
+    norm.Add(tensor.elements.data(), tensor.count());
+    norm.EndTensor();
+  }
+  return norm.total().Norm();
+}
+
+// The tensors of a .safetensors file: 8 bytes of header size, a JSON header, the data.
+std::vector<Tensor> ReadSafetensors(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  const std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+  uint64_t header_bytes;
+  std::memcpy(&header_bytes, text.data(), sizeof header_bytes);
+  const std::string_view data = std::string_view(text).substr(8 + header_bytes);
+  std::vector<Tensor> tensors;
+  for (const auto& [name, entry] : nlohmann::json::parse(text.substr(8, header_bytes)).items()) {
+    if (name == "__metadata__") continue;
+    const size_t from = entry["data_offsets"][0], to = entry["data_offsets"][1];
+    const DType dtype = entry["dtype"] == "F32" ? DType::kFloat32 : DType::kBFloat16;
+    EXPECT_EQ(entry["dtype"], std::string(Name(dtype)));
+    tensors.push_back({dtype, ToBytes(data.substr(from, to - from))});
+  }
+  return tensors;
+}
+
+double Epsilon(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return 0x1p-23;
+    case DType::kFloat16:
+      return 0x1p-10;
+    case DType::kBFloat16:
+      return 0x1p-7;
+    case DType::kFloat64:
+      break;
+  }
+  return 0x1p-52;
+}
+
+double EpsilonOfTorch(const std::string& dtype) {
+  return Epsilon(dtype == "float32"    ? DType::kFloat32
+                 : dtype == "float16"  ? DType::kFloat16
+                 : dtype == "bfloat16" ? DType::kBFloat16
+                                       : DType::kFloat64);
+}
+
+// Where PyTorch's squares overflow or underflow it is wrong, and so no measure.
+bool TorchIsRight(const GoldenCase& golden) {
+  return golden.torch_total_norm.has_value() && golden.name.find("square") == std::string::npos &&
+         golden.name != "fp32_max" && golden.name != "fp32_subnormal";
+}
+
+class CoreTest : public testing::TestWithParam<std::string> {
+ protected:
+  void ExpectScaledAsThePlainReference(const std::vector<Tensor>& tensors, double coefficient) {
+    for (const Tensor& tensor : tensors) {
+      Bytes scaled = tensor.elements;
+      backend_->Scale(tensor.dtype, scaled.data(), tensor.count(), coefficient);
+      EXPECT_EQ(
+          Difference(tensor.dtype, scaled.data(),
+                     PlainScale(tensor.dtype, tensor.elements, coefficient).data(), tensor.count()),
+          "");
+    }
+  }
+
+  const std::unique_ptr<Backend> backend_ = MakeBackend(GetParam()).value();
+};
+
+INSTANTIATE_TEST_SUITE_P(Cpu, CoreTest, testing::ValuesIn(UsableBackends()),
+                         [](const auto& info) { return TestName(info.param); });
+
+TEST_P(CoreTest, AnswersTheGoldenCases) {
+  const std::vector<GoldenCase> cases = ReadGoldenCases();
+  ASSERT_GT(cases.size(), 100);
+  int with_torch = 0;
+  for (const GoldenCase& golden : cases) {
+    SCOPED_TRACE(golden.name);
+    std::vector<Tensor> tensors;
+    for (const GoldenTensor& tensor : golden.tensors) {
+      tensors.push_back({tensor.dtype, ToBytes(tensor.bytes)});
+    }
+    const double norm = TotalNorm(*backend_, golden.norm_type, tensors);
+    const ClipRule rule = {.max_norm = golden.max_norm};
+    const ClipDecision decision = Decide(rule, norm);
+
+    ASSERT_TRUE(golden.exact_total_norm.has_value());
+    const double exact = *golden.exact_total_norm;
+    if (!std::isfinite(exact)) {
+      EXPECT_TRUE(SameBits(norm, exact)) << norm;
+    } else {
+      const double bound =
+          golden.norm_type == 1 || golden.norm_type == 2 || std::isinf(golden.norm_type)
+              ? 1e-12
+              : 1e-12 / std::min(1.0, golden.norm_type);
+      EXPECT_LE(std::fabs(norm - exact), bound * exact) << norm << ", not " << exact;
+      const double coefficient = Decide(rule, exact).coefficient;
+      EXPECT_LE(std::fabs(decision.coefficient - coefficient), 2 * bound * coefficient);
+    }
+    const double exact_coefficient = Decide(rule, exact).coefficient;
+    ExpectScaledAsThePlainReference(tensors, exact_coefficient);
+    ExpectScaledAsThePlainReference(tensors, decision.coefficient);
+    EXPECT_TRUE(!golden.torch_raises || !std::isfinite(norm));
+    if (!TorchIsRight(golden)) continue;
+
+    // A few roundings of norm and coefficient to PyTorch's type, one of the product.
+    ++with_torch;
+    const double torch_epsilon = EpsilonOfTorch(golden.torch_dtype);
+    if (std::isfinite(norm)) {
+      EXPECT_LE(std::fabs(*golden.torch_total_norm - norm), 4 * torch_epsilon * norm);
+    } else {
+      EXPECT_TRUE(SameBits(*golden.torch_total_norm, norm));
+    }
+    for (size_t t = 0; t < tensors.size(); ++t) {
+      Tensor& tensor = tensors[t];
+      const Bytes torch = ToBytes(golden.tensors[t].torch_clipped);
+      ASSERT_EQ(torch.size(), tensor.elements.size());
+      backend_->Scale(tensor.dtype, tensor.elements.data(), tensor.count(), decision.coefficient);
+      const double tolerance = 6 * std::max(torch_epsilon, Epsilon(tensor.dtype));
+      for (size_t i = 0; i < tensor.count(); ++i) {
+        const size_t at = i * ElementSize(tensor.dtype);
+        const double ours = PlainValue(tensor.dtype, tensor.elements.data() + at);
+        const double theirs = PlainValue(tensor.dtype, torch.data() + at);
+        // The second part is for elements that become subnormal.
+        EXPECT_TRUE(SameBits(ours, theirs) ||
+                    std::fabs(ours - theirs) <= tolerance * std::fabs(ours) + 1e-44)
+            << "tensor " << t << " [" << i << "]: " << ours << ", PyTorch " << theirs;
+      }
+    }
+  }
+  EXPECT_GT(with_torch, 70);
+}
+
+TEST_P(CoreTest, AnswersForRealGradients) {
+  for (const std::string stem : {"step-001", "step-060", "step-060-bf16", "step-090"}) {
+    SCOPED_TRACE(stem);
+    const GoldenGradient golden = ReadGoldenGradient(stem);
+    const std::vector<Tensor> tensors =
+        ReadSafetensors(std::string(GRADCLIP_TEST_DATA) + "/gradients/" + stem + ".safetensors");
+    ASSERT_EQ(tensors.size(), 41);
+    const double norm = TotalNorm(*backend_, 2, tensors);
+    EXPECT_LE(std::fabs(norm - golden.total_norm), 1e-12 * golden.total_norm);
+    const ClipDecision decision = Decide({.max_norm = golden.max_norm}, norm);
+    EXPECT_LE(std::fabs(decision.coefficient - golden.coefficient), 2e-12);
+    EXPECT_EQ(decision.clipped, golden.coefficient < 1);
+    ExpectScaledAsThePlainReference(tensors, decision.coefficient);
+  }
+}
+
+TEST_P(CoreTest, GivesTheBitsOfTheBaseline) {
+  const std::unique_ptr<Backend> baseline = MakeBackend("cpu/baseline").value();
+  for (const GoldenCase& golden : ReadGoldenCases()) {
+    std::vector<Tensor> tensors;
+    for (const GoldenTensor& tensor : golden.tensors) {
+      tensors.push_back({tensor.dtype, ToBytes(tensor.bytes)});
+    }
+    EXPECT_TRUE(SameBits(TotalNorm(*backend_, golden.norm_type, tensors),
+                         TotalNorm(*baseline, golden.norm_type, tensors)))
+        << golden.name;
+  }
+}
+
+}  // namespace
+}  // namespace gradclip

@@ -1,0 +1,224 @@
+// The server and the command as their users run them, on real gradients.
+#include <gmock/gmock.h>
+#include <grpcpp/grpcpp.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <csignal>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <nlohmann/json.hpp>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "gradclip/v1/gradclip.grpc.pb.h"
+#include "tests/e2e/process.h"
+#include "tests/model/golden.h"
+
+namespace gradclip {
+namespace {
+
+using nlohmann::json;
+using testing::HasSubstr;
+
+const std::string kGradients = std::string(GRADCLIP_TEST_DATA) + "/gradients/";
+
+std::string ReadFile(const std::filesystem::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  return std::string{std::istreambuf_iterator<char>(file), {}};
+}
+
+class Command : public testing::Test {
+ protected:
+  Command() { std::filesystem::create_directories(folder_); }
+  ~Command() override { std::filesystem::remove_all(folder_); }
+
+  struct Ran {
+    int status = 0;
+    std::string out;
+    std::string err;
+  };
+
+  Ran Run(std::vector<std::string> arguments) {
+    arguments.insert(arguments.begin() + 1, {"--server", server_.address()});
+    Process process("gradclip", arguments);
+    Ran ran;
+    ran.status = process.Wait();
+    ran.out = process.out();
+    ran.err = process.err();
+    return ran;
+  }
+
+  std::string Out(const std::string& name) const { return (folder_ / name).string(); }
+
+  const std::filesystem::path folder_ =
+      std::filesystem::path(testing::TempDir()) / ("gradclip-" + std::to_string(getpid()));
+  ServerProcess server_;
+};
+
+TEST_F(Command, MeasuresRealGradients) {
+  for (const std::string stem : {"step-001", "step-060", "step-060-bf16", "step-090"}) {
+    const Ran ran = Run({"norm", kGradients + stem + ".safetensors", "--json"});
+    ASSERT_EQ(ran.status, 0) << ran.err;
+    const json answer = json::parse(ran.out);
+    const double exact = ReadGoldenGradient(stem).total_norm;
+    EXPECT_NEAR(answer["total_norm"].get<double>(), exact, 1e-12 * exact) << stem;
+    EXPECT_EQ(answer["nonfinite_elements"], 0);
+    EXPECT_EQ(answer["first_nonfinite"], "");
+    EXPECT_TRUE(answer.contains("backend"));
+    EXPECT_TRUE(answer.contains("tensors"));
+    EXPECT_TRUE(answer.contains("group_nonfinite_elements"));
+  }
+}
+
+TEST_F(Command, ClipsARealLossSpikeInEveryReplyModeToTheSameBytes) {
+  const std::string file = kGradients + "step-090.safetensors";
+  const GoldenGradient golden = ReadGoldenGradient("step-090");
+  std::string first;
+  for (const std::string reply : {"coefficient", "gradient", "if-changed"}) {
+    const std::string out = Out(reply + ".safetensors");
+    const Ran ran = Run({"clip", file, "--max-norm", "1", "-o", out, "--reply", reply, "--json"});
+    ASSERT_EQ(ran.status, 0) << ran.err;
+    const json answer = json::parse(ran.out);
+    EXPECT_NEAR(answer["norm"]["total_norm"].get<double>(), golden.total_norm,
+                1e-12 * golden.total_norm);
+    EXPECT_NEAR(answer["coefficient"].get<double>(), golden.coefficient, 1e-12);
+    EXPECT_EQ(answer["clipped"], true);
+    EXPECT_EQ(answer["skipped"], false);
+    const std::string bytes = ReadFile(out);
+    EXPECT_EQ(bytes.size(), std::filesystem::file_size(file));
+    EXPECT_NE(bytes, ReadFile(file));
+    if (first.empty()) first = bytes;
+    EXPECT_EQ(bytes, first) << reply;
+  }
+  // What was clipped to norm 1 has norm 1, but for the rounding of its elements.
+  const json again = json::parse(Run({"norm", Out("gradient.safetensors"), "--json"}).out);
+  EXPECT_NEAR(again["total_norm"].get<double>(), 1, 1e-6);
+}
+
+TEST_F(Command, LeavesAGradientWithinTheLimitAsItIs) {
+  const std::string file = kGradients + "step-060.safetensors";
+  const Ran ran = Run({"clip", file, "--max-norm", "1", "-o", Out("same.safetensors")});
+  ASSERT_EQ(ran.status, 0) << ran.err;
+  EXPECT_EQ(ReadFile(Out("same.safetensors")), ReadFile(file));
+}
+
+TEST_F(Command, TakesSeveralFilesAsOneGradient) {
+  const json one = json::parse(Run({"norm", kGradients + "step-060.safetensors",
+                                    kGradients + "step-090.safetensors", "--json"})
+                                   .out);
+  const double a = ReadGoldenGradient("step-060").total_norm;
+  const double b = ReadGoldenGradient("step-090").total_norm;
+  EXPECT_NEAR(one["total_norm"].get<double>(), std::hypot(a, b), 1e-12 * b);
+}
+
+TEST_F(Command, AnswersPerTensorInJson) {
+  const json answer =
+      json::parse(Run({"norm", kGradients + "step-001.safetensors", "--per-tensor", "--json"}).out);
+  ASSERT_EQ(answer["tensors"].size(), 41u);
+  double squares = 0;
+  for (const json& tensor : answer["tensors"]) {
+    squares += std::pow(tensor["norm"].get<double>(), 2);
+    EXPECT_TRUE(tensor.contains("nonfinite_elements"));
+    EXPECT_TRUE(tensor.contains("zero_elements"));
+  }
+  EXPECT_NEAR(std::sqrt(squares), answer["total_norm"].get<double>(), 1e-12);
+}
+
+TEST_F(Command, TellsHealthAndInfo) {
+  EXPECT_EQ(Run({"health"}).status, 0);
+  const json info = json::parse(Run({"info", "--json"}).out);
+  EXPECT_TRUE(info["backends"][0]["usable"].get<bool>());
+  EXPECT_EQ(info["memory_socket"], "");
+}
+
+TEST_F(Command, FailsInOneLine) {
+  const Ran ran = Run({"clip", kGradients + "step-090.safetensors", "--max-norm", "-1", "-o",
+                       Out("never.safetensors")});
+  EXPECT_EQ(ran.status, 1);
+  EXPECT_EQ(std::count(ran.err.begin(), ran.err.end(), '\n'), 1) << ran.err;
+  EXPECT_THAT(ran.err, HasSubstr("max"));
+  EXPECT_FALSE(std::filesystem::exists(Out("never.safetensors")));
+}
+
+TEST_F(Command, ServerDrainsOnSigterm) {
+  server_.process().Signal(SIGTERM);
+  EXPECT_EQ(server_.process().Wait(), 0);
+  EXPECT_THAT(server_.process().err(), HasSubstr("draining"));
+  EXPECT_EQ(Run({"health"}).status, 1);
+}
+
+TEST(ServerCommand, LogsEachCallOnOneLineOfJson) {
+  ServerProcess server({"--log-format=json"});
+  Process norm("gradclip", {"norm", kGradients + "step-090.safetensors"},
+               {"GRADCLIP_SERVER=" + server.address()});
+  ASSERT_EQ(norm.Wait(), 0) << norm.err();
+  server.process().Signal(SIGTERM);
+  ASSERT_EQ(server.process().Wait(), 0);
+  bool found = false;
+  std::istringstream lines(server.process().err());
+  for (std::string line; std::getline(lines, line);) {
+    const json logged = json::parse(line);
+    if (logged.value("rpc", "") != "ComputeNorm" && line.find("ComputeNorm") == std::string::npos) {
+      continue;
+    }
+    found = true;
+    EXPECT_THAT(line, HasSubstr("15.30517972046"));
+    EXPECT_THAT(line, HasSubstr("1430400"));
+  }
+  EXPECT_TRUE(found) << server.process().err();
+}
+
+TEST(ServerCommand, TakesOptionsFromTheEnvironmentAndFlagsWin) {
+  ServerProcess server({"--backend=cpu/baseline"},
+                       {"GRADCLIP_BACKEND=nonsense", "GRADCLIP_MAX_TENSORS=77"});
+  Process info("gradclip", {"info", "--json", "--server", server.address()});
+  ASSERT_EQ(info.Wait(), 0) << info.err();
+  const json answer = json::parse(info.out());
+  EXPECT_EQ(answer["backends"][0]["name"], "cpu/baseline");
+  EXPECT_EQ(answer["max_tensors"], 77);
+}
+
+TEST(ServerCommand, SaysInOneLineWhyItDoesNotStart) {
+  for (const std::vector<std::string>& arguments :
+       std::vector<std::vector<std::string>>{{"--lisen=127.0.0.1:0"},
+                                             {"--memory-budget=lots"},
+                                             {"--backend=gpu"},
+                                             {"--listen=unix:/no/such/folder/x.sock"}}) {
+    Process server("gradclip-server", arguments);
+    EXPECT_EQ(server.Wait(), 1);
+    EXPECT_EQ(server.out(), "");
+    const std::string err = server.err();
+    EXPECT_EQ(std::count(err.begin(), err.end(), '\n'), 1) << err;
+  }
+}
+
+TEST(ServerCommand, ASecondSignalEndsItAtOnce) {
+  ServerProcess server({"--drain-timeout=10m"});
+  // A call that sends nothing more keeps the drain from ending.
+  const auto stub = v1::GradClip::NewStub(
+      grpc::CreateChannel(server.address(), grpc::InsecureChannelCredentials()));
+  grpc::ClientContext context;
+  const auto stream = stub->ClipGradNorm(&context);
+  v1::ClipGradNormRequest start;
+  start.mutable_start()->set_max_norm(1);
+  start.mutable_start()->set_total_norm(1);
+  stream->Write(start);
+  v1::ClipGradNormResponse result;
+  ASSERT_TRUE(stream->Read(&result));
+
+  server.process().Signal(SIGTERM);
+  while (true) {  // until new calls are refused
+    Process health("gradclip", {"health", "--server", server.address()});
+    if (health.Wait() != 0) break;
+  }
+  server.process().Signal(SIGINT);
+  EXPECT_EQ(server.process().Wait(), 1);
+  EXPECT_FALSE(stream->Finish().ok());
+}
+
+}  // namespace
+}  // namespace gradclip

@@ -1,0 +1,298 @@
+#include "server/options/options.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
+#include "server/options/flags.h"
+
+namespace gradclip {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+
+constexpr uint64_t kGiB = uint64_t{1} << 30;
+
+// On a machine of 16 GiB.
+absl::StatusOr<Options> Parse(const std::vector<std::string>& flags,
+                              const std::vector<std::string>& variables = {}) {
+  std::vector<const char*> argv = {"gradclip-server"};
+  for (const std::string& flag : flags) argv.push_back(flag.c_str());
+  std::vector<const char*> environment;
+  for (const std::string& variable : variables) environment.push_back(variable.c_str());
+  environment.push_back(nullptr);
+  return ParseOptions(static_cast<int>(argv.size()), argv.data(), environment.data(), 16 * kGiB);
+}
+
+// The error, which is always of one line.
+std::string Error(const std::vector<std::string>& flags,
+                  const std::vector<std::string>& variables = {}) {
+  const absl::StatusOr<Options> options = Parse(flags, variables);
+  if (options.ok()) return "no error";
+  EXPECT_EQ(options.status().code(), absl::StatusCode::kInvalidArgument);
+  const std::string message(options.status().message());
+  EXPECT_EQ(message.find('\n'), std::string::npos) << message;
+  return message;
+}
+
+std::string Variable(const Flag& flag) {
+  return "GRADCLIP_" + absl::AsciiStrToUpper(absl::StrReplaceAll(flag.name, {{"-", "_"}}));
+}
+
+TEST(Options, HaveTheirDefaultsWithoutAnyFlag) {
+  const absl::StatusOr<Options> options = Parse({});
+  ASSERT_TRUE(options.ok()) << options.status();
+  EXPECT_THAT(options->listen, ElementsAre("127.0.0.1:50051"));
+  EXPECT_EQ(options->backend, "auto");
+  EXPECT_EQ(options->memory_budget, 8 * kGiB);
+  EXPECT_EQ(options->max_call_bytes, 8 * kGiB);
+  EXPECT_EQ(options->max_message_bytes, uint64_t{8} << 20);
+  EXPECT_EQ(options->max_tensors, 131072);
+  EXPECT_EQ(options->max_dimensions, 64);
+  EXPECT_EQ(options->admission_timeout, absl::Seconds(30));
+  EXPECT_EQ(options->idle_timeout, absl::Seconds(60));
+  EXPECT_EQ(options->drain_timeout, absl::Seconds(30));
+  EXPECT_EQ(options->arena_trim_interval, absl::Seconds(60));
+  EXPECT_EQ(options->log_format, LogFormat::kText);
+  EXPECT_EQ(options->log_level, LogLevel::kInfo);
+  EXPECT_THAT(options->warnings, IsEmpty());
+  EXPECT_FALSE(options->print_and_exit.has_value());
+}
+
+TEST(Options, ReadEveryFlag) {
+  const absl::StatusOr<Options> options =
+      Parse({"--listen=0.0.0.0:1", "--listen", "[::1]:0", "--listen=unix:/run/gradclip.sock",
+             "--backend=cpu/avx2", "--memory-budget=4GiB", "--max-call-bytes", "1GiB",
+             "--max-message-bytes=1MiB", "--max-tensors=7", "--max-dimensions=3",
+             "--admission-timeout=500ms", "--idle-timeout=5m", "--drain-timeout=0",
+             "--arena-trim-interval=1h30m", "--log-format=json", "--log-level=error"});
+  ASSERT_TRUE(options.ok()) << options.status();
+  EXPECT_THAT(options->listen, ElementsAre("0.0.0.0:1", "[::1]:0", "unix:/run/gradclip.sock"));
+  EXPECT_EQ(options->backend, "cpu/avx2");
+  EXPECT_EQ(options->memory_budget, 4 * kGiB);
+  EXPECT_EQ(options->max_call_bytes, kGiB);
+  EXPECT_EQ(options->max_message_bytes, uint64_t{1} << 20);
+  EXPECT_EQ(options->max_tensors, 7);
+  EXPECT_EQ(options->max_dimensions, 3);
+  EXPECT_EQ(options->admission_timeout, absl::Milliseconds(500));
+  EXPECT_EQ(options->idle_timeout, absl::Minutes(5));
+  EXPECT_EQ(options->drain_timeout, absl::ZeroDuration());
+  EXPECT_EQ(options->arena_trim_interval, absl::Minutes(90));
+  EXPECT_EQ(options->log_format, LogFormat::kJson);
+  EXPECT_EQ(options->log_level, LogLevel::kError);
+}
+
+TEST(Options, ReadEveryVariable) {
+  const absl::StatusOr<Options> options = Parse(
+      {},
+      {"GRADCLIP_LISTEN=0.0.0.0:1,[::1]:0,unix:/run/gradclip.sock", "GRADCLIP_BACKEND=cpu",
+       "GRADCLIP_MEMORY_BUDGET=4GiB", "GRADCLIP_MAX_CALL_BYTES=1GiB",
+       "GRADCLIP_MAX_MESSAGE_BYTES=1MiB", "GRADCLIP_MAX_TENSORS=7", "GRADCLIP_MAX_DIMENSIONS=3",
+       "GRADCLIP_ADMISSION_TIMEOUT=500ms", "GRADCLIP_IDLE_TIMEOUT=5m", "GRADCLIP_DRAIN_TIMEOUT=1s",
+       "GRADCLIP_ARENA_TRIM_INTERVAL=2s", "GRADCLIP_LOG_FORMAT=json", "GRADCLIP_LOG_LEVEL=debug"});
+  ASSERT_TRUE(options.ok()) << options.status();
+  EXPECT_THAT(options->listen, ElementsAre("0.0.0.0:1", "[::1]:0", "unix:/run/gradclip.sock"));
+  EXPECT_EQ(options->backend, "cpu");
+  EXPECT_EQ(options->memory_budget, 4 * kGiB);
+  EXPECT_EQ(options->max_call_bytes, kGiB);
+  EXPECT_EQ(options->max_message_bytes, uint64_t{1} << 20);
+  EXPECT_EQ(options->max_tensors, 7);
+  EXPECT_EQ(options->max_dimensions, 3);
+  EXPECT_EQ(options->admission_timeout, absl::Milliseconds(500));
+  EXPECT_EQ(options->idle_timeout, absl::Minutes(5));
+  EXPECT_EQ(options->drain_timeout, absl::Seconds(1));
+  EXPECT_EQ(options->arena_trim_interval, absl::Seconds(2));
+  EXPECT_EQ(options->log_format, LogFormat::kJson);
+  EXPECT_EQ(options->log_level, LogLevel::kDebug);
+  EXPECT_THAT(options->warnings, IsEmpty());
+}
+
+TEST(Options, FlagsWinOverVariables) {
+  const absl::StatusOr<Options> options =
+      Parse({"--listen=localhost:1", "--log-level=error"},
+            {"GRADCLIP_LISTEN=localhost:2", "GRADCLIP_LOG_LEVEL=nonsense", "GRADCLIP_BACKEND=cpu"});
+  ASSERT_TRUE(options.ok()) << options.status();
+  EXPECT_THAT(options->listen, ElementsAre("localhost:1"));
+  EXPECT_EQ(options->log_level, LogLevel::kError);
+  EXPECT_EQ(options->backend, "cpu");
+}
+
+TEST(Options, TakeAnEmptyVariableAsUnset) {
+  const absl::StatusOr<Options> options = Parse({}, {"GRADCLIP_BACKEND=", "GRADCLIP_LISTEN="});
+  ASSERT_TRUE(options.ok()) << options.status();
+  EXPECT_EQ(options->backend, "auto");
+  EXPECT_THAT(options->listen, ElementsAre("127.0.0.1:50051"));
+}
+
+TEST(Options, ReadTheProcessEnvironmentAndMachineWhereNothingElseIsGiven) {
+  ASSERT_EQ(setenv("GRADCLIP_MAX_TENSORS", "11", 1), 0);
+  const char* argv[] = {"gradclip-server"};
+  const absl::StatusOr<Options> options = ParseOptions(1, argv);
+  ASSERT_EQ(unsetenv("GRADCLIP_MAX_TENSORS"), 0);
+  ASSERT_TRUE(options.ok()) << options.status();
+  EXPECT_EQ(options->max_tensors, 11);
+  EXPECT_GT(options->memory_budget, 0);
+}
+
+TEST(Options, ErrorsNameTheFlagTheValueAndWhatIsAllowed) {
+  EXPECT_EQ(Error({"--max-message-bytes=3"}), "--max-message-bytes=3: expected 64 KiB to 1 GiB");
+  EXPECT_EQ(Error({"--memory-budget=0"}), "--memory-budget=0: expected at least 1 B");
+  EXPECT_THAT(
+      Error({"--memory-budget=lots"}),
+      AllOf(HasSubstr("--memory-budget=lots: expected a whole number of bytes"), HasSubstr("GiB")));
+  EXPECT_EQ(Error({"--max-tensors=0"}), "--max-tensors=0: expected a whole number, 1 to 16777216");
+  EXPECT_EQ(Error({"--max-tensors=ten"}),
+            "--max-tensors=ten: expected a whole number, 1 to 16777216");
+  EXPECT_EQ(Error({"--max-dimensions=1025"}),
+            "--max-dimensions=1025: expected a whole number, 1 to 1024");
+  EXPECT_EQ(Error({"--idle-timeout=0"}),
+            "--idle-timeout=0: expected a duration such as 500ms, 30s or 5m, 1ms to 24h");
+  EXPECT_EQ(Error({"--drain-timeout=30"}),
+            "--drain-timeout=30: expected a duration such as 500ms, 30s or 5m, 0 to 24h");
+  EXPECT_THAT(Error({"--admission-timeout=-1s"}), HasSubstr("0 to 24h"));
+  EXPECT_THAT(Error({"--admission-timeout=inf"}), HasSubstr("0 to 24h"));
+  EXPECT_EQ(Error({"--log-format=xml"}), "--log-format=xml: expected text, json");
+  EXPECT_EQ(Error({"--log-level=trace"}),
+            "--log-level=trace: expected debug, info, warning, error");
+}
+
+TEST(Options, ErrorsNameTheVariableWhereTheValueComesFromIt) {
+  EXPECT_EQ(Error({}, {"GRADCLIP_LOG_FORMAT=xml"}), "GRADCLIP_LOG_FORMAT=xml: expected text, json");
+  EXPECT_THAT(Error({}, {"GRADCLIP_LISTEN=localhost:1,,localhost:2"}),
+              HasSubstr("GRADCLIP_LISTEN=: expected HOST:PORT"));
+}
+
+TEST(Options, ErrorsStayOnOneLineWhateverTheValue) {
+  EXPECT_EQ(Error({"--log-format=a\nb"}), "--log-format=a\\nb: expected text, json");
+  EXPECT_THAT(Error({"--new\nline"}), HasSubstr("unknown flag --new\\nline"));
+  EXPECT_THAT(Error({"extra\nargument"}), HasSubstr("extra\\nargument"));
+}
+
+TEST(Options, SuggestTheClosestFlag) {
+  EXPECT_EQ(Error({"--listn=localhost:1"}),
+            "unknown flag --listn; did you mean --listen?; see --help");
+  EXPECT_THAT(Error({"--max-tensor", "5"}), HasSubstr("did you mean --max-tensors?"));
+  EXPECT_THAT(Error({"-listen=x"}), HasSubstr("did you mean --listen?"));
+  EXPECT_EQ(Error({"--port=50051"}), "unknown flag --port; see --help");
+}
+
+TEST(Options, RefuseArgumentsThatAreNoFlags) {
+  EXPECT_THAT(Error({"localhost:1"}), HasSubstr("unexpected argument localhost:1"));
+}
+
+TEST(Options, RefuseAFlagGivenTwiceOrWithoutAValue) {
+  EXPECT_EQ(Error({"--backend=cpu", "--backend=auto"}),
+            "--backend: given 2 times, last as auto: expected once");
+  EXPECT_EQ(Error({"--backend"}), "--backend: 1 required NAME missing; see --help");
+  EXPECT_EQ(Error({"--backend="}), "--backend: 1 required NAME missing; see --help");
+  EXPECT_EQ(Error({"--backend", ""}), "--backend=: expected a backend's name, or auto");
+}
+
+TEST(Options, TakeOneValueAfterEachListen) {
+  EXPECT_THAT(Error({"--listen", "localhost:1", "localhost:2"}),
+              HasSubstr("unexpected argument localhost:2"));
+}
+
+TEST(Options, CheckAddresses) {
+  for (const char* address : {"localhost:0", "example.org:65535", "[::1]:50051", "[fe80::1%eth0]:1",
+                              "unix:/tmp/a,b", "unix:relative", "unix:///run/x"}) {
+    EXPECT_TRUE(Parse({absl::StrCat("--listen=", address)}).ok()) << address;
+  }
+  for (const char* address :
+       {"localhost", ":50051", "localhost:", "localhost:65536", "localhost:-1", "localhost:+1",
+        "localhost:http", "::1:50051", "[]:1", "a b:1", "a:1,b:2", "http://a:1", "unix:"}) {
+    EXPECT_THAT(Error({absl::StrCat("--listen=", address)}), HasSubstr("unix:PATH")) << address;
+  }
+  EXPECT_TRUE(Parse({"--listen=unix:" + std::string(107, 'x')}).ok());
+  EXPECT_THAT(Error({"--listen=unix:" + std::string(108, 'x')}), HasSubstr("1 to 107 bytes"));
+}
+
+TEST(Options, KeepTheCallWithinTheBudget) {
+  EXPECT_EQ(Parse({"--memory-budget=2GiB"})->max_call_bytes, 2 * kGiB);
+  EXPECT_EQ(Parse({"--memory-budget=2GiB", "--max-call-bytes=2GiB"})->max_call_bytes, 2 * kGiB);
+  EXPECT_EQ(Error({"--memory-budget=2GiB", "--max-call-bytes=3GiB"}),
+            "--max-call-bytes=3GiB: expected at most the memory budget, 2 GiB (--memory-budget)");
+  EXPECT_EQ(Error({}, {"GRADCLIP_MAX_CALL_BYTES=9GiB"}),
+            "GRADCLIP_MAX_CALL_BYTES=9GiB: expected at most the memory budget, 8 GiB "
+            "(--memory-budget)");
+}
+
+TEST(Options, WarnOfABudgetOverTheMachine) {
+  EXPECT_THAT(Parse({"--memory-budget=16GiB"})->warnings, IsEmpty());
+  EXPECT_THAT(Parse({}, {"GRADCLIP_MEMORY_BUDGET=17GiB"})->warnings,
+              ElementsAre("the memory budget of 17 GiB (GRADCLIP_MEMORY_BUDGET) is more than the "
+                          "16 GiB that this machine or container has"));
+}
+
+TEST(Options, WarnOfUnknownVariablesOfOurs) {
+  const absl::StatusOr<Options> options =
+      Parse({}, {"GRADCLIP_LISTN=x", "GRADCLIP_SERVER=localhost:1", "PATH=/bin", "GRADCLIPPER=1",
+                 "GRADCLIP_COMPLETELY_DIFFERENT=\x01", "NOVALUE"});
+  ASSERT_TRUE(options.ok()) << options.status();
+  EXPECT_THAT(
+      options->warnings,
+      ElementsAre("environment variable GRADCLIP_LISTN is not known and has no effect; did you "
+                  "mean GRADCLIP_LISTEN?",
+                  "environment variable GRADCLIP_COMPLETELY_DIFFERENT is not known and has no "
+                  "effect"));
+}
+
+TEST(Options, HelpStatesEveryFlagItsVariableAndItsDefault) {
+  const absl::StatusOr<Options> options = Parse({"--help"});
+  ASSERT_TRUE(options.ok()) << options.status();
+  ASSERT_TRUE(options->print_and_exit.has_value());
+  const std::string& help = *options->print_and_exit;
+  for (const Flag& flag : AllFlags()) {
+    EXPECT_THAT(help, HasSubstr(absl::StrCat("--", flag.name, " ", flag.value)));
+    EXPECT_THAT(help, HasSubstr(absl::StrCat("Default: ", flag.default_text,
+                                             ". Variable: ", Variable(flag))));
+  }
+  for (const char* stated : {"KiB, MiB, GiB, TiB", "30s, 5m", "--version"}) {
+    EXPECT_THAT(help, HasSubstr(stated));
+  }
+  EXPECT_EQ(help.back(), '\n');
+}
+
+TEST(Options, DefaultsThatHelpStatesAreThoseThatHold) {
+  for (const Flag& flag : AllFlags()) {
+    if (flag.name == "memory-budget" || flag.name == "max-call-bytes") continue;  // in words
+    const absl::StatusOr<Options> defaults = Parse({});
+    const absl::StatusOr<Options> stated =
+        Parse({absl::StrCat("--", flag.name, "=", flag.default_text)});
+    ASSERT_TRUE(stated.ok()) << stated.status();
+    EXPECT_EQ(stated->listen, defaults->listen);
+    EXPECT_EQ(stated->backend, defaults->backend);
+    EXPECT_EQ(stated->max_message_bytes, defaults->max_message_bytes);
+    EXPECT_EQ(stated->max_tensors, defaults->max_tensors);
+    EXPECT_EQ(stated->max_dimensions, defaults->max_dimensions);
+    EXPECT_EQ(stated->admission_timeout, defaults->admission_timeout);
+    EXPECT_EQ(stated->idle_timeout, defaults->idle_timeout);
+    EXPECT_EQ(stated->drain_timeout, defaults->drain_timeout);
+    EXPECT_EQ(stated->arena_trim_interval, defaults->arena_trim_interval);
+    EXPECT_EQ(stated->log_format, defaults->log_format);
+    EXPECT_EQ(stated->log_level, defaults->log_level);
+  }
+}
+
+TEST(Options, VersionPrintsOneLine) {
+  const absl::StatusOr<Options> options = Parse({"--version"});
+  ASSERT_TRUE(options.ok()) << options.status();
+  EXPECT_EQ(options->print_and_exit, "gradclip-server " + std::string(ServerVersion()) + "\n");
+  EXPECT_THAT(std::string(ServerVersion()), ::testing::MatchesRegex("[0-9]+\\.[0-9]+\\.[0-9]+"));
+}
+
+TEST(Options, TakeAnEmptyArgumentList) {
+  const char* environment[] = {nullptr};
+  EXPECT_TRUE(ParseOptions(0, nullptr, environment, kGiB).ok());
+}
+
+}  // namespace
+}  // namespace gradclip

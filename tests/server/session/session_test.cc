@@ -1,0 +1,354 @@
+#include "server/session/session.h"
+
+#include <gmock/gmock.h>
+
+#include <cmath>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "tests/server/session/session_fixture.h"
+
+namespace gradclip {
+namespace {
+
+using testing::AllOf;
+using testing::HasSubstr;
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+const float kInf32 = std::numeric_limits<float>::infinity();
+
+// EXPECT that a status has this code and says all of these.
+MATCHER_P2(Refuses, code, text, "") {
+  *result_listener << arg;
+  return arg.code() == code && std::string(arg.message()).find(text) != std::string::npos;
+}
+constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
+
+using ClipSession = SessionTest;
+
+TEST_F(ClipSession, ClipsTheWorkedExample) {
+  Run(ClipStart(5, 2), Bytes<float>({3, 4, 1, 2}));
+  EXPECT_NEAR(result().norm().total_norm(), std::sqrt(30.0), 1e-12);
+  EXPECT_NEAR(result().coefficient(), 5 / (std::sqrt(30.0) + 1e-6), 1e-15);
+  EXPECT_TRUE(result().clipped());
+  EXPECT_TRUE(result().gradient_follows());
+  const float c = static_cast<float>(result().coefficient());
+  EXPECT_EQ(ClippedBytes(), Bytes<float>({3 * c, 4 * c, 1 * c, 2 * c}));
+}
+
+TEST_F(ClipSession, GivesTheSameBitsForEveryTwoCuts) {
+  v1::ClipGradNormStart start;
+  *start.add_tensors() = TensorOf(v1::DTYPE_BFLOAT16, {3});
+  *start.add_tensors() = TensorOf(v1::DTYPE_FLOAT32, {0, 7});
+  *start.add_tensors() = TensorOf(v1::DTYPE_FLOAT64, {2});
+  *start.add_tensors() = TensorOf(v1::DTYPE_FLOAT32, {});
+  start.set_max_norm(1);
+  const std::string bytes = Bytes<uint16_t>({0x3f80, 0x4040, 0xc000}) +
+                            Bytes<double>({1e-3, 1e200}) + Bytes<float>({0.1f});
+  Run(start, bytes);
+  const std::string whole = ClippedBytes();
+  const double norm = result().norm().total_norm();
+  for (size_t first = 0; first <= bytes.size(); ++first) {
+    for (size_t second = first; second <= bytes.size(); ++second) {
+      Restart();
+      ASSERT_EQ(Send(start), absl::OkStatus());
+      ASSERT_EQ(Send(std::string_view(bytes).substr(0, first)), absl::OkStatus());
+      ASSERT_EQ(Send(std::string_view(bytes).substr(first, second - first)), absl::OkStatus());
+      ASSERT_EQ(Send(std::string_view(bytes).substr(second)), absl::OkStatus());
+      ASSERT_EQ(HalfClose(), absl::OkStatus());
+      ASSERT_EQ(result().norm().total_norm(), norm) << first << " " << second;
+      ASSERT_EQ(ClippedBytes(), whole) << first << " " << second;
+    }
+  }
+}
+
+TEST_F(ClipSession, PassesThroughTheSameBitsForEveryTwoCuts) {
+  v1::ClipGradNormStart start;
+  *start.add_tensors() = TensorOf(v1::DTYPE_FLOAT16, {1});
+  *start.add_tensors() = TensorOf(v1::DTYPE_FLOAT64, {2});
+  *start.add_tensors() = TensorOf(v1::DTYPE_FLOAT32, {1});
+  start.set_max_norm(1);
+  const std::string bytes =
+      Bytes<uint16_t>({0x3c00}) + Bytes<double>({3, 4}) + Bytes<float>({0.1f});
+  Run(start, bytes);
+  const std::string whole = ClippedBytes();
+  start.set_total_norm(result().norm().total_norm());
+  for (size_t first = 0; first <= bytes.size(); ++first) {
+    for (size_t second = first; second <= bytes.size(); ++second) {
+      Restart();
+      ASSERT_EQ(Send(start), absl::OkStatus());
+      std::string passed;
+      for (const std::string_view part : {std::string_view(bytes).substr(0, first),
+                                          std::string_view(bytes).substr(first, second - first),
+                                          std::string_view(bytes).substr(second)}) {
+        std::string out(part.size() + 7, '\0');
+        size_t written = 0;
+        ASSERT_EQ(session_->PassThrough(AsBytes(part), reinterpret_cast<std::byte*>(out.data()),
+                                        &written),
+                  absl::OkStatus());
+        passed += out.substr(0, written);
+      }
+      ASSERT_EQ(HalfClose(), absl::OkStatus());
+      ASSERT_EQ(passed, whole) << first << " " << second;
+    }
+  }
+}
+
+TEST_F(ClipSession, CountsNoReplicas) {
+  v1::ClipGradNormStart start = ClipStart(5, 2);
+  start.mutable_tensors(1)->set_replica(true);
+  start.mutable_norm()->set_per_tensor(true);
+  Run(start, Bytes<float>({3, 4, kInf32, 2}));
+  EXPECT_EQ(result().norm().total_norm(), 5);
+  EXPECT_EQ(result().norm().nonfinite_elements(), 0u);
+  EXPECT_EQ(result().norm().first_nonfinite(), "");
+  ASSERT_EQ(result().norm().tensors_size(), 2);
+  EXPECT_EQ(result().norm().tensors(1).norm(), kInfinity);
+  EXPECT_EQ(result().norm().tensors(1).nonfinite_elements(), 1u);
+}
+
+TEST_F(ClipSession, AnswersPerTensor) {
+  v1::ClipGradNormStart start = ClipStart(kInfinity, 2);
+  start.mutable_norm()->set_per_tensor(true);
+  start.mutable_norm()->set_pre_scale(0.5);
+  *start.add_tensors() = TensorOf(v1::DTYPE_FLOAT32, {0});
+  Run(start, Bytes<float>({3, 4, 0, -0.0f}));
+  ASSERT_EQ(result().norm().tensors_size(), 3);
+  EXPECT_EQ(result().norm().tensors(0).norm(), 2.5);
+  EXPECT_EQ(result().norm().tensors(0).zero_elements(), 0u);
+  EXPECT_EQ(result().norm().tensors(1).norm(), 0);
+  EXPECT_EQ(result().norm().tensors(1).zero_elements(), 2u);
+  EXPECT_EQ(result().norm().tensors(2).norm(), 0);
+  EXPECT_EQ(result().norm().total_norm(), 2.5);
+  EXPECT_EQ(result().coefficient(), 0.5);
+  EXPECT_FALSE(result().clipped());
+}
+
+TEST_F(ClipSession, NamesTheFirstNonfiniteElement) {
+  v1::ClipGradNormStart start = ClipStart(1, 3);
+  start.mutable_tensors(1)->clear_name();
+  Run(start, Bytes<float>({1, 2, 3, kInf32, kInf32, 0}));
+  EXPECT_EQ(result().norm().first_nonfinite(), "#1[1]");
+  EXPECT_EQ(result().norm().nonfinite_elements(), 2u);
+  EXPECT_EQ(result().norm().group_nonfinite_elements(), 2u);
+  EXPECT_EQ(result().norm().total_norm(), kInfinity);
+}
+
+TEST_F(ClipSession, AppliesTheNonfinitePolicies) {
+  const std::string bytes = Bytes<float>({kInf32, 2});
+  v1::ClipGradNormStart start = ClipStart(1);
+  Run(start, bytes);
+  EXPECT_EQ(result().coefficient(), 0);
+  EXPECT_FALSE(result().skipped());
+  EXPECT_EQ(ClippedBytes().substr(4), Bytes<float>({0}));
+
+  Restart();
+  start.set_nonfinite(v1::NONFINITE_SKIP);
+  start.mutable_norm()->set_pre_scale(0.25);
+  Run(start, bytes);
+  EXPECT_EQ(result().coefficient(), 1);
+  EXPECT_TRUE(result().skipped());
+  EXPECT_EQ(ClippedBytes(), bytes);
+
+  Restart();
+  start.set_nonfinite(v1::NONFINITE_ZERO);
+  Run(start, bytes);
+  EXPECT_EQ(result().coefficient(), 0);
+  EXPECT_TRUE(result().skipped());
+  EXPECT_EQ(ClippedBytes(), Bytes<float>({0, 0}));
+
+  Restart();
+  start.set_nonfinite(v1::NONFINITE_ERROR);
+  ASSERT_EQ(Send(start), absl::OkStatus());
+  ASSERT_EQ(Send(bytes), absl::OkStatus());
+  EXPECT_THAT(HalfClose(), Refuses(absl::StatusCode::kFailedPrecondition, "w0[0]"));
+}
+
+TEST_F(ClipSession, SaysThatTheNormOverflowed) {
+  v1::ClipGradNormStart start = ClipStart(1);
+  start.mutable_tensors(0)->set_dtype(v1::DTYPE_FLOAT64);
+  start.set_nonfinite(v1::NONFINITE_ERROR);
+  start.mutable_norm()->set_pre_scale(1e10);
+  ASSERT_EQ(Send(start), absl::OkStatus());
+  ASSERT_EQ(Send(Bytes<double>({1e300, 1e300})), absl::OkStatus());
+  EXPECT_THAT(HalfClose(),
+              Refuses(absl::StatusCode::kFailedPrecondition, "all elements are finite"));
+}
+
+TEST_F(ClipSession, SendsBackOnlyWhatChanged) {
+  v1::ClipGradNormStart start = ClipStart(10);
+  start.set_reply(v1::REPLY_GRADIENT_IF_CHANGED);
+  Run(start, Bytes<float>({3, 4}));
+  EXPECT_FALSE(result().gradient_follows());
+  Restart();
+  start.set_max_norm(1);
+  Run(start, Bytes<float>({3, 4}));
+  EXPECT_TRUE(result().gradient_follows());
+}
+
+TEST_F(ClipSession, KeepsNothingForTheCoefficientAlone) {
+  v1::ClipGradNormStart start = ClipStart(1);
+  start.set_reply(v1::REPLY_COEFFICIENT);
+  max_call_bytes_ = 1;
+  Restart();
+  Run(start, Bytes<float>({3, 4}));
+  EXPECT_EQ(session_->spec().bytes_to_keep(), 0u);
+  EXPECT_FALSE(result().gradient_follows());
+  EXPECT_EQ(session_->segment_count(), 0u);
+}
+
+TEST_F(ClipSession, MeasuresNoTensorsAsZero) {
+  v1::ClipGradNormStart start;
+  start.set_max_norm(1);
+  Run(start, "");
+  EXPECT_EQ(result().norm().total_norm(), 0);
+  EXPECT_EQ(result().coefficient(), 1);
+}
+
+TEST_F(ClipSession, JudgesAGivenNormByItsValueAlone) {
+  v1::ClipGradNormStart start = ClipStart(1);
+  start.set_total_norm(kNaN);
+  start.set_nonfinite(v1::NONFINITE_ERROR);
+  EXPECT_THAT(Send(start), Refuses(absl::StatusCode::kFailedPrecondition, "total_norm"));
+  Restart();
+  start.set_nonfinite(v1::NONFINITE_SKIP);
+  ASSERT_EQ(Send(start), absl::OkStatus());
+  EXPECT_TRUE(result().skipped());
+}
+
+TEST_F(ClipSession, RefusesBytesBeyondTheDeclaredSize) {
+  ASSERT_EQ(Send(ClipStart(1)), absl::OkStatus());
+  ASSERT_EQ(Send(Bytes<float>({3})), absl::OkStatus());
+  EXPECT_THAT(Send(Bytes<float>({3, 4})), Refuses(kInvalid,
+                                                  "8 bytes of data came after 4; the 1 "
+                                                  "tensors declare 8 in all"));
+}
+
+TEST_F(ClipSession, RefusesTooFewBytes) {
+  ASSERT_EQ(Send(ClipStart(1, 2)), absl::OkStatus());
+  ASSERT_EQ(Send(Bytes<float>({3, 4, 5})), absl::OkStatus());
+  EXPECT_THAT(HalfClose(),
+              Refuses(kInvalid, "after 12 of the 16 declared bytes: tensor \"w1\" has 4 of 8"));
+}
+
+TEST_F(ClipSession, RefusesTooFewBytesWithAGivenNorm) {
+  v1::ClipGradNormStart start = ClipStart(1);
+  start.set_total_norm(1);
+  ASSERT_EQ(Send(start), absl::OkStatus());
+  EXPECT_THAT(HalfClose(), Refuses(kInvalid, "after 0 of the 8 declared bytes"));
+}
+
+TEST_F(ClipSession, RefusesMessagesOutOfOrder) {
+  EXPECT_THAT(HalfClose(), Refuses(kInvalid, "without a start"));
+  EXPECT_THAT(Send("abcd"), Refuses(kInvalid, "start comes first"));
+  ASSERT_EQ(Send(ClipStart(1)), absl::OkStatus());
+  EXPECT_THAT(Send(ClipStart(1)), Refuses(kInvalid, "second start"));
+  EXPECT_THAT(session_->NoPayload(), Refuses(kInvalid, "without payload"));
+  EXPECT_THAT(session_->Shared(), Refuses(absl::StatusCode::kUnimplemented, "shared"));
+}
+
+TEST_F(ClipSession, RefusesGroups) {
+  v1::ClipGradNormStart start = ClipStart(1);
+  start.mutable_group()->set_job("run7");
+  EXPECT_THAT(Send(start), Refuses(absl::StatusCode::kUnimplemented, "group"));
+}
+
+// A start that is well but for one field, and what is said about it.
+struct BadField {
+  std::string name;
+  void (*spoil)(v1::ClipGradNormStart&);
+  std::string says;
+  absl::StatusCode code = kInvalid;
+};
+
+class ClipStartField : public SessionTest, public testing::WithParamInterface<BadField> {};
+
+TEST_P(ClipStartField, IsRefusedOutsideItsRange) {
+  v1::ClipGradNormStart start = ClipStart(1, 4);
+  GetParam().spoil(start);
+  EXPECT_THAT(Send(start), Refuses(GetParam().code, GetParam().says));
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    All, ClipStartField,
+    testing::Values(
+        BadField{"NoDType", [](auto& s) { s.mutable_tensors(3)->clear_dtype(); },
+                 "tensor \"w3\": dtype is 0"},
+        BadField{"UnknownDType",
+                 [](auto& s) {
+                   s.mutable_tensors(3)->set_dtype(static_cast<v1::DType>(17));
+                   s.mutable_tensors(3)->clear_name();
+                 },
+                 "tensor #3: dtype is 17"},
+        BadField{"NegativeExtent", [](auto& s) { s.mutable_tensors(1)->add_shape(-1); },
+                 "shape [2, -1] has the negative extent -1"},
+        BadField{"NegativeBesideZero",
+                 [](auto& s) {
+                   s.mutable_tensors(1)->add_shape(0);
+                   s.mutable_tensors(1)->add_shape(-5);
+                 },
+                 "negative extent -5"},
+        BadField{"OverflowingShape",
+                 [](auto& s) { s.mutable_tensors(1)->add_shape(int64_t{1} << 62); },
+                 "more than 2^63 - 1 bytes"},
+        BadField{"OverflowingSum",
+                 [](auto& s) {
+                   for (auto& t : *s.mutable_tensors()) t.set_shape(0, int64_t{1} << 60);
+                 },
+                 "the gradient up to here"},
+        BadField{"NoMaxNorm", [](auto& s) { s.clear_max_norm(); }, "max_norm is not set"},
+        BadField{"NaNMaxNorm", [](auto& s) { s.set_max_norm(kNaN); }, "max_norm is nan"},
+        BadField{"NegativeMaxNorm", [](auto& s) { s.set_max_norm(-2); }, "max_norm is -2"},
+        BadField{"NegativeEpsilon", [](auto& s) { s.set_epsilon(-1); }, "epsilon is -1"},
+        BadField{"InfiniteEpsilon", [](auto& s) { s.set_epsilon(kInfinity); }, "epsilon is inf"},
+        BadField{"UnknownPolicy",
+                 [](auto& s) { s.set_nonfinite(static_cast<v1::NonfinitePolicy>(9)); },
+                 "nonfinite is 9"},
+        BadField{"UnknownReply", [](auto& s) { s.set_reply(static_cast<v1::ReplyMode>(-3)); },
+                 "reply is -3"},
+        BadField{"ZeroNormType", [](auto& s) { s.mutable_norm()->set_norm_type(0); },
+                 "norm.norm_type is 0"},
+        BadField{"NaNNormType", [](auto& s) { s.mutable_norm()->set_norm_type(kNaN); },
+                 "norm.norm_type is nan"},
+        BadField{"ZeroPreScale", [](auto& s) { s.mutable_norm()->set_pre_scale(0); },
+                 "norm.pre_scale is 0"},
+        BadField{"InfinitePreScale", [](auto& s) { s.mutable_norm()->set_pre_scale(kInfinity); },
+                 "norm.pre_scale is inf"},
+        BadField{"NegativeTotalNorm", [](auto& s) { s.set_total_norm(-1); }, "total_norm is -1"},
+        BadField{"TotalNormPerTensor",
+                 [](auto& s) {
+                   s.set_total_norm(1);
+                   s.mutable_norm()->set_per_tensor(true);
+                 },
+                 "per_tensor"},
+        BadField{"TotalNormForTheCoefficient",
+                 [](auto& s) {
+                   s.set_total_norm(1);
+                   s.set_reply(v1::REPLY_COEFFICIENT);
+                 },
+                 "REPLY_COEFFICIENT"},
+        BadField{"MoreThanOneCallMayKeep",
+                 [](auto& s) { s.mutable_tensors(0)->set_shape(0, int64_t{1} << 28); },
+                 "has 1073741848 bytes; the server keeps at most 1073741824 for one call "
+                 "(--max-call-bytes)",
+                 absl::StatusCode::kResourceExhausted}),
+    [](const auto& info) { return info.param.name; });
+
+TEST_F(ClipSession, ShowsNoMoreThanAPieceOfAHugeName) {
+  v1::ClipGradNormStart start = ClipStart(1);
+  start.mutable_tensors(0)->set_name(std::string(1 << 20, 'x'));
+  start.mutable_tensors(0)->clear_dtype();
+  EXPECT_LT(Send(start).message().size(), 1000u);
+}
+
+TEST_F(ClipSession, TakesEmptyTensorsWhoseOtherExtentsAreHuge) {
+  v1::ClipGradNormStart start = ClipStart(1);
+  *start.add_tensors() = TensorOf(v1::DTYPE_FLOAT64, {int64_t{1} << 62, int64_t{1} << 62, 0});
+  Run(start, Bytes<float>({3, 4}));
+  EXPECT_EQ(result().norm().total_norm(), 5);
+}
+
+}  // namespace
+}  // namespace gradclip
