@@ -17,7 +17,7 @@ struct Flag {
   absl::string_view value;         // "BYTES"
   absl::string_view meaning;       // for --help, lines of at most 90 characters
   absl::string_view default_text;  // either the flag's own syntax, or a description in words
-  bool repeatable;                // the variable then takes several values, between commas
+  bool repeatable;                 // the variable then takes several values, between commas
 
   // Sets the field, or appends to it if repeatable. INVALID_ARGUMENT: the message completes
   // "expected ...".

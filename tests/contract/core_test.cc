@@ -47,7 +47,8 @@ std::vector<Tensor> ReadSafetensors(const std::string& path) {
   std::memcpy(&header_bytes, text.data(), sizeof header_bytes);
   const std::string_view data = std::string_view(text).substr(8 + header_bytes);
   std::vector<Tensor> tensors;
-  for (const auto& [name, entry] : nlohmann::json::parse(text.substr(8, header_bytes)).items()) {
+  const nlohmann::json header = nlohmann::json::parse(text.substr(8, header_bytes));
+  for (const auto& [name, entry] : header.items()) {
     if (name == "__metadata__") continue;
     const size_t from = entry["data_offsets"][0], to = entry["data_offsets"][1];
     const DType dtype = entry["dtype"] == "F32" ? DType::kFloat32 : DType::kBFloat16;

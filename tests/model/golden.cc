@@ -66,9 +66,8 @@ GoldenCase ToCase(const json& from) {
 
 std::vector<GoldenCase> ReadGoldenCases() {
   std::vector<GoldenCase> cases;
-  for (const json& from : ReadJson("/conformance/clip_grad_norm.json")["cases"]) {
-    cases.push_back(ToCase(from));
-  }
+  const json root = ReadJson("/conformance/clip_grad_norm.json");
+  for (const json& from : root["cases"]) cases.push_back(ToCase(from));
   return cases;
 }
 

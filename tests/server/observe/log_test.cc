@@ -121,6 +121,7 @@ TEST(Log, KeepsLinesOfManyThreadsWhole) {
   {
     Log log(LogFormat::kJson, LogLevel::kInfo, pipe.writer());
     std::vector<std::thread> threads;
+    threads.reserve(kThreads);
     for (int i = 0; i < kThreads; ++i) {
       threads.emplace_back([&log, i] {
         for (int line = 0; line < kLines; ++line) {

@@ -25,8 +25,10 @@ constexpr uint64_t kGiB = uint64_t{1} << 30;
 absl::StatusOr<Options> Parse(const std::vector<std::string>& flags,
                               const std::vector<std::string>& variables = {}) {
   std::vector<const char*> argv = {"gradclip-server"};
+  argv.reserve(1 + flags.size());
   for (const std::string& flag : flags) argv.push_back(flag.c_str());
   std::vector<const char*> environment;
+  environment.reserve(variables.size() + 1);
   for (const std::string& variable : variables) environment.push_back(variable.c_str());
   environment.push_back(nullptr);
   return ParseOptions(static_cast<int>(argv.size()), argv.data(), environment.data(), 16 * kGiB);
@@ -38,7 +40,7 @@ std::string Error(const std::vector<std::string>& flags,
   const absl::StatusOr<Options> options = Parse(flags, variables);
   if (options.ok()) return "no error";
   EXPECT_EQ(options.status().code(), absl::StatusCode::kInvalidArgument);
-  const std::string message(options.status().message());
+  std::string message(options.status().message());
   EXPECT_EQ(message.find('\n'), std::string::npos) << message;
   return message;
 }

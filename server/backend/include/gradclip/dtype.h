@@ -8,7 +8,8 @@
 
 namespace gradclip {
 
-// Little-endian IEEE 754 binary32, binary16, bfloat16 and binary64. Values as in the contract's DType.
+// Little-endian IEEE 754 binary32, binary16, bfloat16 and binary64. Values as in the contract's
+// DType.
 enum class DType : uint8_t { kFloat32 = 1, kFloat16 = 2, kBFloat16 = 3, kFloat64 = 4 };
 
 // Bytes of one element.
