@@ -153,7 +153,8 @@ absl::Status Bench(const BenchFlags& flags) {
   } else {
     std::cout << Fields(
         {{"gradient", absl::StrCat(BytesText(bytes), ", ", CountText(elements), " ", flags.dtype,
-                                   " elements in ", CountText(flags.tensors), " tensors")},
+                                   " elements in ", CountText(flags.tensors),
+                                   flags.tensors == 1 ? " tensor" : " tensors")},
          {"reply", flags.reply},
          {"rounds", CountText(flags.rounds)},
          {"rate", absl::StrCat(RateText(bytes, absl::Seconds(median)), " of gradient, median")},
