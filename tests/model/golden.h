@@ -26,11 +26,18 @@ struct GoldenCase {
   std::vector<GoldenTensor> tensors;
   std::optional<double> exact_total_norm;
   std::optional<double> torch_total_norm;
-  std::string torch_dtype;  // of its norm: "float32", ...
   bool torch_raises = false;
 };
 
 std::vector<GoldenCase> ReadGoldenCases();
+
+// Whether PyTorch's figures of this case are a measure: they are there, and its arithmetic neither
+// overflowed nor underflowed.
+bool TorchIsRight(const GoldenCase& golden);
+
+// The relative precision of PyTorch's own arithmetic in this case: that of the coarsest type in it,
+// as it rounds every tensor's norm to the tensor's type.
+double TorchEpsilon(const GoldenCase& golden);
 
 // A norm, loss and coefficient of tests/data/gradients, by file stem ("step-090").
 struct GoldenGradient {
