@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "server/memory/heap.h"
 #include "server/observe/log.h"
 #include "server/options/options.h"
 #include "server/rpc/server.h"
@@ -58,6 +59,7 @@ int main(int argc, char** argv) {
     std::cout << *options->print_and_exit;
     return 0;
   }
+  gradclip::KeepHeap();
   const sigset_t signals = BlockStopSignals();
   // Never given back: gRPC's last shutdown may wait ten seconds for a poller of its own.
   grpc_init();

@@ -37,20 +37,53 @@ void Call::Read() {
 }
 
 void Call::OnRead(bool ok) {
-  if (!AfterWaiting()) return End(absl::OkStatus());
-  if (ok) return TakeMessage();
-  if (context_->IsCancelled()) return End(CallerLeft());
-  if (absl::Status closed = session_.HalfClose(); !closed.ok()) return End(std::move(closed));
-  Answer();
+  {
+    absl::MutexLock lock(&mutex_);
+    if (measuring_) {
+      has_come_ = ok;
+      return;
+    }
+  }
+  while (TakeRead(ok) && NextHasCome(&ok)) {
+  }
 }
 
-void Call::TakeMessage() {
+bool Call::NextHasCome(bool* ok) {
+  absl::MutexLock lock(&mutex_);
+  measuring_ = false;
+  if (has_come_.has_value()) {
+    *ok = *has_come_;
+    has_come_.reset();
+    return true;
+  }
+  waiting_ = Waiting::kForSender;
+  waiting_since_ = absl::Now();
+  return false;
+}
+
+bool Call::TakeRead(bool ok) {
+  if (!AfterWaiting()) {
+    End(absl::OkStatus());
+  } else if (ok) {
+    return TakeMessage();
+  } else if (context_->IsCancelled()) {
+    End(CallerLeft());
+  } else if (absl::Status closed = session_.HalfClose(); !closed.ok()) {
+    End(std::move(closed));
+  } else {
+    Answer();
+  }
+  return false;
+}
+
+bool Call::TakeMessage() {
   const ReceivedMessage message(incoming_);
   if (message.size() > environment_.max_message_bytes) {
-    return End(absl::ResourceExhaustedError(absl::StrFormat(
+    End(absl::ResourceExhaustedError(absl::StrFormat(
         "a message has %d bytes; the limit is %d (--max-message-bytes). Send the gradient in more "
         "and smaller messages, 1 MiB each",
         message.size(), environment_.max_message_bytes)));
+    return false;
   }
   Pieces pieces = message.pieces();
   if (StripDataHeader(pieces)) return TakeData(pieces);
@@ -58,23 +91,49 @@ void Call::TakeMessage() {
   const std::string serialised = message.Flatten();
   const absl::StatusOr<uint64_t> bytes =
       BoundParsedBytes(serialised, environment_.declaration_limits);
-  if (!bytes.ok()) return End(bytes.status());
+  if (!bytes.ok()) {
+    End(bytes.status());
+    return false;
+  }
   MemoryBudget::Reservation declarations;
   if (!environment_.memory->declarations.TryReserve(*bytes, &declarations)) {
-    return End(absl::UnavailableError(absl::StrFormat(
+    End(absl::UnavailableError(absl::StrFormat(
         "the declarations of the calls in progress hold %d of the %d bytes set aside for them, and "
         "this one may need %d; try again, or declare fewer tensors",
         environment_.memory->declarations.used_bytes(),
         environment_.memory->declarations.total_bytes(), *bytes)));
+    return false;
   }
   TakeRequest(serialised, std::move(declarations));
+  return false;
 }
 
-void Call::TakeData(const Pieces& pieces) {
-  for (const std::span<const std::byte> piece : pieces) {
-    if (absl::Status taken = session_.Data(piece); !taken.ok()) return End(std::move(taken));
+bool Call::TakeData(const Pieces& pieces) {
+  if (session_.passes_through()) {
+    PassThrough(pieces);
+    return false;
   }
-  Read();
+  {
+    absl::MutexLock lock(&mutex_);
+    measuring_ = true;
+  }
+  StartReading(&incoming_);
+  return Measure(pieces);
+}
+
+void Call::TakeParsedData(const Pieces& pieces) {
+  if (session_.passes_through()) return PassThrough(pieces);
+  if (Measure(pieces)) Read();
+}
+
+bool Call::Measure(const Pieces& pieces) {
+  for (const std::span<const std::byte> piece : pieces) {
+    if (absl::Status taken = session_.Data(piece); !taken.ok()) {
+      End(std::move(taken));
+      return false;
+    }
+  }
+  return true;
 }
 
 void Call::Admit() {

@@ -2,10 +2,11 @@
 // once.
 //
 // Threading: a call has at most one operation with the transport outstanding, so its reactions
-// follow one another. From other threads come the cancellation, the grant of memory and the
-// watchdog; what they share with the reactions is guarded by mutex_. No reaction blocks. After any
-// method that starts an operation, its completion may already be running elsewhere: touch nothing
-// afterwards.
+// follow one another; but while plain data is measured the next message is being read, and where it
+// comes early, who measures goes on with it (measuring_). From other threads come the cancellation,
+// the grant of memory and the watchdog; what they share with the reactions is guarded by mutex_. No
+// reaction blocks. After any other method that starts an operation, its completion may already be
+// running elsewhere: touch nothing afterwards.
 #ifndef GRADCLIP_SERVER_RPC_CALL_H_
 #define GRADCLIP_SERVER_RPC_CALL_H_
 
@@ -13,6 +14,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -51,8 +53,8 @@ class Call : public Watched, public std::enable_shared_from_this<Call> {
                            MemoryBudget::Reservation declarations) = 0;
   // The session has started and has its memory: by default, read on.
   virtual void OnAdmitted() { Read(); }
-  // Plain data: by default, measured piece by piece, then read on.
-  virtual void TakeData(const Pieces& pieces);
+  // Data of a gradient whose norm is given, and so needs no measuring.
+  virtual void PassThrough(const Pieces& pieces) = 0;
   // The caller has half-closed, and the session holds the result.
   virtual void Answer() = 0;
 
@@ -99,7 +101,15 @@ class Call : public Watched, public std::enable_shared_from_this<Call> {
   void Expire() override;
   absl::Status ExpiryReason() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
-  void TakeMessage();
+  // These end the call or start its next operation, or they return true: then the next read was
+  // started early, and NextHasCome() says how to go on.
+  bool TakeRead(bool ok);
+  bool TakeMessage();
+  bool TakeData(const Pieces& pieces);
+  bool NextHasCome(bool* ok);
+  void TakeParsedData(const Pieces& pieces);
+  bool Measure(const Pieces& pieces);  // false where that ended the call
+
   void Admit();
   void OnGranted(MemoryBudget::Reservation reservation);
   // Leaves the queue for memory. True: no grant will come, and the caller has to End() the call.
@@ -115,6 +125,8 @@ class Call : public Watched, public std::enable_shared_from_this<Call> {
   std::shared_ptr<Kept> kept_;
 
   absl::Mutex mutex_;
+  bool measuring_ ABSL_GUARDED_BY(mutex_) = false;        // while the next message is being read
+  std::optional<bool> has_come_ ABSL_GUARDED_BY(mutex_);  // how that read ended, where it has
   Waiting waiting_ ABSL_GUARDED_BY(mutex_) = Waiting::kForNothing;
   absl::Time waiting_since_ ABSL_GUARDED_BY(mutex_);
   std::shared_ptr<MemoryBudget::Waiter> waiter_ ABSL_GUARDED_BY(mutex_);
@@ -143,7 +155,7 @@ void Call::ParseAndTake(const std::string& serialised, MemoryBudget::Reservation
       return Admit();
     }
     case Request::kData:
-      return TakeData({std::as_bytes(std::span(request.data()))});
+      return TakeParsedData({std::as_bytes(std::span(request.data()))});
     case Request::kShared:
       return End(session_.Shared());
     case Request::PAYLOAD_NOT_SET:

@@ -56,8 +56,7 @@ void ClipGradNormCall::WriteNextSegment() {
   Write(std::move(message));
 }
 
-void ClipGradNormCall::TakeData(const Pieces& pieces) {
-  if (!session_.started() || !session_.passes_through()) return Call::TakeData(pieces);
+void ClipGradNormCall::PassThrough(const Pieces& pieces) {
   size_t bytes = 0;
   for (const auto& piece : pieces) bytes += piece.size();
   passed_ = std::shared_ptr<std::byte[]>(new std::byte[bytes + kCarriedBytes]);

@@ -30,7 +30,7 @@ class ClipGradNormCall final : public grpc::ServerBidiReactor<grpc::ByteBuffer, 
   void StartFinish(const grpc::Status& status) override { Finish(status); }
   void TakeRequest(const std::string& serialised, MemoryBudget::Reservation declarations) override;
   void OnAdmitted() override;
-  void TakeData(const Pieces& pieces) override;
+  void PassThrough(const Pieces& pieces) override;
   void Answer() override;
 
   grpc::ByteBuffer ResultMessage() const;

@@ -31,6 +31,8 @@ class ComputeNormCall final : public grpc::ServerReadReactor<grpc::ByteBuffer>, 
     ParseAndTake<v1::ComputeNormRequest>(serialised, std::move(declarations));
   }
 
+  void PassThrough(const Pieces& /*pieces*/) override {}  // ComputeNorm is never given a norm
+
   void Answer() override {
     v1::ComputeNormResponse response;
     *response.mutable_norm() = session_.result().norm();

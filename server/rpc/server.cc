@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
+#include "server/memory/heap.h"
 
 namespace gradclip {
 namespace {
@@ -78,7 +79,10 @@ Server::Server(const Options& options, std::unique_ptr<Backend> backend, Log& lo
       memory_(std::make_shared<Memory>(options.memory_budget,
                                        DeclarationBudget(options.memory_budget))),
       watchdog_(WatchInterval(options), options.arena_trim_interval,
-                [memory = memory_] { memory->arenas.Trim(); }),
+                [memory = memory_] {
+                  memory->arenas.Trim();
+                  TrimHeap();
+                }),
       environment_{.backend = *backend_,
                    .memory = memory_,
                    .log = log_,
