@@ -39,21 +39,29 @@ void ClipGradNormCall::Answer() {
   // (Not with a buffer hint: gRPC would then hold back the call's headers, which this write waits
   // for.)
   Write(ResultMessage());
+  scaled_ = session_.ScaleSegment(0);
+  SegmentMayGo();
 }
 
 void ClipGradNormCall::OnWriteDone(bool ok) {
-  if (!AfterWaiting() || !ok) return End(CallerLeft());
-  if (half_closed_) return WriteNextSegment();
+  written_ = AfterWaiting() && ok;
+  if (half_closed_) return SegmentMayGo();
+  if (!written_) return End(CallerLeft());
   WriteNextPassed();
 }
 
-void ClipGradNormCall::WriteNextSegment() {
-  const size_t index = next_segment_++;
-  const std::span<const std::byte> segment = session_.ScaleSegment(index);
-  bytes_out_ += segment.size();
-  grpc::ByteBuffer message = DataMessage(segment, kept_memory());
-  if (index + 1 == session_.segment_count()) return WriteLast(std::move(message));
-  Write(std::move(message));
+// Called when the next segment is scaled and when the last write is done; the later of the two
+// goes on.
+void ClipGradNormCall::SegmentMayGo() {
+  while (one_is_ready_.exchange(true, std::memory_order_acq_rel)) {
+    one_is_ready_.store(false, std::memory_order_relaxed);
+    if (!written_) return End(CallerLeft());
+    bytes_out_ += scaled_.size();
+    grpc::ByteBuffer message = DataMessage(scaled_, kept_memory());
+    if (++next_segment_ == session_.segment_count()) return WriteLast(std::move(message));
+    Write(std::move(message));
+    scaled_ = session_.ScaleSegment(next_segment_);
+  }
 }
 
 void ClipGradNormCall::PassThrough(const Pieces& pieces) {

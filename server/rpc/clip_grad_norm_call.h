@@ -4,8 +4,10 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <atomic>
 #include <cstddef>
 #include <memory>
+#include <span>
 #include <string>
 
 #include "server/rpc/call.h"
@@ -36,12 +38,17 @@ class ClipGradNormCall final : public grpc::ServerBidiReactor<grpc::ByteBuffer, 
   grpc::ByteBuffer ResultMessage() const;
   void Write(grpc::ByteBuffer message);
   void WriteLast(grpc::ByteBuffer message);
-  void WriteNextSegment();
+  void SegmentMayGo();
   void WriteNextPassed();
 
   grpc::ByteBuffer outgoing_;
   bool half_closed_ = false;
+
+  // The clipped gradient goes out segment by segment, the next one scaled while one is written.
   size_t next_segment_ = 0;
+  std::span<const std::byte> scaled_;       // the next segment
+  bool written_ = false;                    // the last write went well
+  std::atomic<bool> one_is_ready_ = false;  // of the two: segment scaled, last write done
 
   // With total_norm given: the clipped bytes of the last request, and how many of them are written.
   std::shared_ptr<std::byte[]> passed_;
