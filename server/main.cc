@@ -11,6 +11,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "server/memory/heap.h"
 #include "server/observe/log.h"
@@ -60,6 +61,8 @@ int main(int argc, char** argv) {
     return 0;
   }
   gradclip::KeepHeap();
+  // Debian builds Abseil, and so gRPC, to look for lock cycles at every lock.
+  absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
   const sigset_t signals = BlockStopSignals();
   // Never given back: gRPC's last shutdown may wait ten seconds for a poller of its own.
   grpc_init();

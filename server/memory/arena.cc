@@ -9,11 +9,16 @@
 #include <limits>
 #include <new>
 
+#include "server/memory/streaming_copy.h"
+
 namespace gradclip {
 namespace {
 
 constexpr size_t kChunkBytes = ArenaPool::kChunkBytes;
 static_assert(kChunkBytes == 2 * ArenaBuffer::kSegmentBytes);
+
+// From this size on, the caches will not hold a gradient until it is scaled.
+constexpr uint64_t kStreamedBytes = uint64_t{8} << 20;
 
 bool IsAligned(const std::byte* address) {
   return reinterpret_cast<uintptr_t>(address) % kChunkBytes == 0;
@@ -137,7 +142,12 @@ bool ArenaBuffer::Append(std::span<const std::byte> bytes, size_t element_size) 
       continue;
     }
     std::span<std::byte>& segment = segments_.back();
-    std::memcpy(segment.data() + segment.size(), bytes.data(), count);
+    std::byte* const end = segment.data() + segment.size();
+    if (total_bytes_ < kStreamedBytes) {
+      std::memcpy(end, bytes.data(), count);
+    } else {
+      StreamingCopy(end, bytes.data(), count);
+    }
     segment = {segment.data(), segment.size() + count};
     size_ += count;
     bytes = bytes.subspan(count);
