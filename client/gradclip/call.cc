@@ -25,6 +25,10 @@ void* Tag(Event event) {
 }
 
 absl::Status FromGrpc(const grpc::Status& status) {
+  // gRPC's own words for a call that it ended; a server's say what the server waited for.
+  if (status.error_message() == "Deadline Exceeded") {
+    return absl::DeadlineExceededError("the call's timeout is over");
+  }
   return absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
 }
 

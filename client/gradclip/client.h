@@ -28,7 +28,7 @@ namespace gradclip {
 
 // One tensor of a gradient in the caller's memory: row-major elements, little-endian, no padding.
 struct Tensor {
-  std::string name;  // may be empty; errors then say "#3" for the fourth tensor
+  std::string name;  // UTF-8; may be empty: errors then say "#3" for the fourth tensor
   DType dtype = DType::kFloat32;
   std::vector<int64_t> shape;  // empty: one element
   void* data = nullptr;        // not null unless there are no elements; only Clip() writes to it

@@ -16,6 +16,7 @@
 
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "absl/time/clock.h"
@@ -120,6 +121,11 @@ absl::StatusOr<ServerAddress> ParseServerAddress(absl::string_view address) {
   parsed.host = std::string(host);
   parsed.port = std::string(rest.substr(colon + 1));
   if (parsed.host.empty() || parsed.port.empty()) return unreadable();
+  int port = 0;
+  if (!absl::SimpleAtoi(parsed.port, &port) || port < 1 || port > 65535) {
+    return absl::InvalidArgumentError(absl::StrCat("\"", address, "\" has the port ", parsed.port,
+                                                   "; a port is a number from 1 to 65535"));
+  }
   return parsed;
 }
 
@@ -131,11 +137,11 @@ absl::StatusOr<int> ConnectSocket(const ServerAddress& address, absl::Time deadl
   } else {
     addrinfo hints = {};
     hints.ai_socktype = SOCK_STREAM;
+    hints.ai_flags = AI_NUMERICSERV;
     addrinfo* found = nullptr;
     if (const int error = getaddrinfo(address.host.c_str(), address.port.c_str(), &hints, &found)) {
-      return absl::UnavailableError(absl::StrCat("can't look up the host \"", address.host,
-                                                 "\" and port \"", address.port,
-                                                 "\": ", gai_strerror(error)));
+      return absl::UnavailableError(
+          absl::StrCat("can't look up the host \"", address.host, "\": ", gai_strerror(error)));
     }
     const std::unique_ptr<addrinfo, decltype(&freeaddrinfo)> free_it(found, &freeaddrinfo);
     for (const addrinfo* one = found; one != nullptr; one = one->ai_next) {

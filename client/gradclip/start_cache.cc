@@ -10,12 +10,14 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/string_view.h"
+#include "client/gradclip/utf8.h"
 #include "gradclip/v1/gradclip.pb.h"
 
 namespace gradclip {
 namespace {
 
 constexpr size_t kKept = 4;
+constexpr size_t kShownNameBytes = 120;
 constexpr uint64_t kMaxBytes = std::numeric_limits<int64_t>::max();
 
 // What precedes a tensor's extents and name in the key.
@@ -48,6 +50,11 @@ bool Consume(absl::string_view expected, absl::string_view& key) {
 }
 
 absl::StatusOr<uint64_t> CheckedBytes(const Tensor& tensor, size_t index) {
+  if (!IsUtf8(tensor.name)) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("tensor #%d: name \"%s\" is not UTF-8", index,
+                        absl::CHexEscape(tensor.name.substr(0, kShownNameBytes))));
+  }
   const uint64_t element_size = ElementSize(tensor.dtype);
   if (element_size == 0) {
     return absl::InvalidArgumentError(
@@ -79,11 +86,10 @@ absl::StatusOr<uint64_t> CheckedBytes(const Tensor& tensor, size_t index) {
 }  // namespace
 
 std::string DescribeTensor(const Tensor& tensor, size_t index) {
-  constexpr size_t kShownBytes = 120;
   if (tensor.name.empty()) return absl::StrCat("#", index);
-  const std::string shown = absl::Utf8SafeCEscape(tensor.name.substr(0, kShownBytes));
-  return tensor.name.size() <= kShownBytes ? absl::StrCat("\"", shown, "\"")
-                                           : absl::StrCat("\"", shown, "...\" (#", index, ")");
+  const std::string shown = absl::Utf8SafeCEscape(tensor.name.substr(0, kShownNameBytes));
+  return tensor.name.size() <= kShownNameBytes ? absl::StrCat("\"", shown, "\"")
+                                               : absl::StrCat("\"", shown, "...\" (#", index, ")");
 }
 
 absl::StatusOr<std::shared_ptr<const Declaration>> Declaration::Make(

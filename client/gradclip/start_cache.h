@@ -26,8 +26,8 @@ std::string DescribeTensor(const Tensor& tensor, size_t index);
 // The tensors of one gradient without their data: names, dtypes, shapes, replicas. Immutable.
 class Declaration {
  public:
-  // INVALID_ARGUMENT, naming tensor and field, for an unknown dtype and for a shape that has a
-  // negative extent or more than 2^63 - 1 bytes (a gradient that has).
+  // INVALID_ARGUMENT, naming tensor and field, for a name that is not UTF-8, an unknown dtype and a
+  // shape that has a negative extent or more than 2^63 - 1 bytes (a gradient that has).
   static absl::StatusOr<std::shared_ptr<const Declaration>> Make(std::span<const Tensor> tensors);
 
   // The fields `tensors` of ComputeNormStart and ClipGradNormStart (the same number in both).

@@ -74,6 +74,13 @@ TEST(Declaration, RefusesAnUnknownDType) {
   EXPECT_THAT(ErrorOf({"w", static_cast<DType>(9), {3}}), HasSubstr("tensor \"w\": dtype is 9"));
 }
 
+TEST(Declaration, RefusesNamesThatAreNotUtf8) {
+  const std::vector<Tensor> gradient = {{"gr\xffx", DType::kFloat32, {1}, nullptr}};
+  const auto made = Declaration::Make(gradient);
+  EXPECT_EQ(made.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(made.status().message(), "tensor #0: name \"gr\\xffx\" is not UTF-8");
+}
+
 TEST(StartCache, GivesTheSameDeclarationForTheSameTensors) {
   StartCache cache;
   float memory = 0;
