@@ -99,9 +99,9 @@ absl::StatusOr<std::vector<std::string>> PlanTargets(const std::vector<std::stri
   return targets;
 }
 
-// All or none, as far as the system lets it.
-absl::Status WriteAll(std::span<const GradientFile> files,
-                      const std::vector<std::string>& targets) {
+// All or none, as far as the system lets it. `written`: as of StagedFile, over all files.
+absl::Status WriteAll(std::span<const GradientFile> files, const std::vector<std::string>& targets,
+                      const StagedFile::Written& written) {
   std::error_code error;
   const std::filesystem::path folder = std::filesystem::path(targets[0]).parent_path();
   const bool made = files.size() > 1 && std::filesystem::create_directories(folder, error);
@@ -112,8 +112,11 @@ absl::Status WriteAll(std::span<const GradientFile> files,
   absl::Status status;
   {
     std::vector<StagedFile> staged;
+    uint64_t before = 0;
     for (size_t i = 0; i < files.size() && status.ok(); ++i) {
-      absl::StatusOr<StagedFile> file = files[i].Stage(targets[i]);
+      absl::StatusOr<StagedFile> file =
+          files[i].Stage(targets[i], [&](uint64_t bytes) { written(before + bytes); });
+      before += files[i].bytes();
       status = file.status();
       if (file.ok()) staged.push_back(*std::move(file));
     }
@@ -164,14 +167,24 @@ absl::Status Clip(const ClipFlags& flags) {
   Client client(flags.server.server);
   Progress progress(ProgressTerminal(flags.quiet));
   CallOptions call = flags.server.call();
-  call.progress = [&](uint64_t done, uint64_t total) { progress.Update(done, total); };
+  // One bar over the call and the writing.
+  uint64_t call_bytes = 0, file_bytes = 0;
+  for (const GradientFile& file : gradient->files()) file_bytes += file.bytes();
+  call.progress = [&](uint64_t done, uint64_t total) {
+    call_bytes = total;
+    progress.Update(done, call_bytes + file_bytes);
+  };
   const absl::Time start = absl::Now();
   const absl::StatusOr<ClipAnswer> answer = client.Clip(gradient->tensors(), *options, call);
   const absl::Duration time = absl::Now() - start;
-  progress.Finish();
   if (!answer.ok()) return flags.server.Advise(answer.status());
 
-  if (absl::Status status = WriteAll(gradient->files(), *targets); !status.ok()) return status;
+  const auto written = [&](uint64_t bytes) {
+    progress.Update(call_bytes + bytes, call_bytes + file_bytes);
+  };
+  const absl::Status status = WriteAll(gradient->files(), *targets, written);
+  if (!status.ok()) return status;
+  progress.Finish();
   Print(flags, *options, *gradient, *answer, time);
   return absl::OkStatus();
 }

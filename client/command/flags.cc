@@ -22,7 +22,8 @@ void ServerFlags::AddTo(CLI::App& verb) {
       ->type_name("ADDRESS")
       ->envname("GRADCLIP_SERVER")
       ->capture_default_str();
-  verb.add_option("--timeout", timeout, "How long a call may take over all tries: 500ms, 30s, 2m")
+  verb.add_option("--timeout", timeout,
+                  "How long a call may take over all tries: 500ms, 30s, 2m, inf")
       ->type_name("DURATION")
       ->capture_default_str()
       ->check([](const std::string& text) {
@@ -48,6 +49,9 @@ absl::Status ServerFlags::Advise(const absl::Status& status) const {
     advice = "; --server names another one";
   } else if (absl::IsDeadlineExceeded(status)) {
     advice = absl::StrCat("; --timeout gives it more than ", timeout);
+  } else if (absl::IsUnknown(status) || absl::IsUnimplemented(status)) {
+    // What gRPC makes of an answer that no GradClip server gives.
+    advice = "; check that it is a gradclip-server that listens there";
   } else if (absl::IsDataLoss(status)) {
     advice = "; nothing was written, so it can be run again";
   } else {

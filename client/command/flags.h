@@ -18,7 +18,7 @@ namespace gradclip {
 // --server, --timeout, --json.
 struct ServerFlags {
   std::string server = "127.0.0.1:50051";
-  std::string timeout = "30s";
+  std::string timeout = "inf";  // how long a gradient takes depends on its size and the network
   bool json = false;
 
   void AddTo(CLI::App& verb);

@@ -33,6 +33,7 @@ void AddHealthVerb(CLI::App& app, Action& chosen) {
   CLI::App& verb =
       *app.add_subcommand("health", "Exit with 0 while a server is serving, with 1 otherwise");
   const auto flags = std::make_shared<HealthFlags>();
+  flags->server.timeout = "30s";
   flags->server.AddTo(verb);
   AddQuiet(verb, flags->quiet, "Print nothing but errors");
   verb.callback([flags, &chosen] { chosen = [flags] { return Health(*flags); }; });

@@ -45,6 +45,7 @@ absl::Status Info(const ServerFlags& flags) {
 void AddInfoVerb(CLI::App& app, Action& chosen) {
   CLI::App& verb = *app.add_subcommand("info", "Print what a server is, can do and allows");
   const auto flags = std::make_shared<ServerFlags>();
+  flags->timeout = "30s";
   flags->AddTo(verb);
   verb.callback([flags, &chosen] { chosen = [flags] { return Info(*flags); }; });
 }

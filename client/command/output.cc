@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "client/files/layout.h"
+#include "client/gradclip/utf8.h"
 
 namespace gradclip {
 namespace {
@@ -37,14 +38,12 @@ std::string ScaledText(double number, double step, std::span<const char* const> 
 // How many bytes of `text` are one character that may be printed as it is; 0 where it may not.
 size_t PrintableLength(absl::string_view text) {
   const auto byte = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
-  if (byte(0) < 0x80) return byte(0) >= 0x20 && byte(0) != 0x7f ? 1 : 0;
-  const size_t length = byte(0) >= 0xf0 ? 4 : byte(0) >= 0xe0 ? 3 : 2;
-  if (byte(0) < 0xc2 || byte(0) > 0xf4 || text.size() < length) return 0;
-  for (size_t i = 1; i < length; ++i) {
-    if ((byte(i) & 0xc0) != 0x80) return 0;
-  }
-  // U+0080 to U+009F are control characters.
-  return byte(0) == 0xc2 && byte(1) < 0xa0 ? 0 : length;
+  const size_t length = Utf8CharacterBytes(text);
+  // U+0000 to U+001F and U+007F to U+009F.
+  const bool control = length == 1   ? byte(0) < 0x20 || byte(0) == 0x7f
+                       : length == 2 ? byte(0) == 0xc2 && byte(1) < 0xa0
+                                     : false;
+  return control ? 0 : length;
 }
 
 }  // namespace

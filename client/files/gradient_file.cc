@@ -9,8 +9,10 @@
 #include <filesystem>
 #include <utility>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "client/files/layout.h"
+#include "client/gradclip/utf8.h"
 
 namespace gradclip {
 namespace {
@@ -49,7 +51,10 @@ absl::StatusOr<std::span<std::byte>> Map(const std::string& path) {
 absl::StatusOr<std::vector<TensorPlace>> ParsePlaces(const std::string& path,
                                                      std::span<const std::byte> bytes) {
   if (!IsNpy(path)) return ParseSafetensors(bytes);
-  absl::StatusOr<TensorPlace> place = ParseNpy(bytes, std::filesystem::path(path).stem().string());
+  // Paths are bytes, names are UTF-8.
+  std::string name = std::filesystem::path(path).stem().string();
+  if (!IsUtf8(name)) name = absl::CHexEscape(name);
+  absl::StatusOr<TensorPlace> place = ParseNpy(bytes, std::move(name));
   if (!place.ok()) return place.status();
   return std::vector<TensorPlace>{*std::move(place)};
 }
@@ -90,8 +95,9 @@ absl::Status GradientFile::Parse() {
   return absl::OkStatus();
 }
 
-absl::StatusOr<StagedFile> GradientFile::Stage(const std::string& path) const {
-  return StagedFile::Create(path, bytes_);
+absl::StatusOr<StagedFile> GradientFile::Stage(const std::string& path,
+                                               const StagedFile::Written& written) const {
+  return StagedFile::Create(path, bytes_, written);
 }
 
 absl::Status GradientFile::Write(const std::string& path) const {

@@ -28,7 +28,8 @@ class GradientFile {
   // Whether the path ends in .safetensors or .npy; INVALID_ARGUMENT otherwise.
   static absl::Status CheckName(const std::string& path);
 
-  // The tensors in the order of their data, with the names of the file (of a .npy file its stem).
+  // The tensors in the order of their data, with the names of the file (of a .npy file its
+  // stem, in which bytes that are not UTF-8 stand as \\xff).
   // They point into this object, wherever it is moved to, at any alignment.
   std::span<Tensor> tensors() { return tensors_; }
   std::span<const Tensor> tensors() const { return tensors_; }
@@ -39,7 +40,11 @@ class GradientFile {
   absl::Status Write(const std::string& path) const;
 
   // The first half of Write(), for several files that are written all or none.
-  absl::StatusOr<StagedFile> Stage(const std::string& path) const;
+  absl::StatusOr<StagedFile> Stage(const std::string& path,
+                                   const StagedFile::Written& written = nullptr) const;
+
+  // Of the file.
+  uint64_t bytes() const { return bytes_.size(); }
 
   ~GradientFile();
   GradientFile(GradientFile&& other) noexcept;

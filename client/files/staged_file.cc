@@ -70,13 +70,14 @@ void Remove(const std::string& temporary) {
   unlink(temporary.c_str());
 }
 
-bool WriteAll(int file, std::span<const std::byte> bytes) {
-  constexpr size_t kMaxWrite = size_t{1} << 30;  // Linux takes a little under 2 GiB at once
-  while (!bytes.empty()) {
-    const ssize_t written = write(file, bytes.data(), std::min(bytes.size(), kMaxWrite));
+bool WriteAll(int file, std::span<const std::byte> bytes, const StagedFile::Written& report) {
+  constexpr size_t kMaxWrite = size_t{8} << 20;  // some milliseconds
+  for (size_t at = 0; at < bytes.size();) {
+    const ssize_t written = write(file, &bytes[at], std::min(bytes.size() - at, kMaxWrite));
     if (written < 0 && errno == EINTR) continue;
     if (written < 0) return false;
-    bytes = bytes.subspan(static_cast<size_t>(written));
+    at += static_cast<size_t>(written);
+    if (report) report(at);
   }
   return true;
 }
@@ -113,7 +114,8 @@ absl::Status StagedFile::Check(const std::string& path) {
 }
 
 absl::StatusOr<StagedFile> StagedFile::Create(const std::string& path,
-                                              std::span<const std::byte> bytes) {
+                                              std::span<const std::byte> bytes,
+                                              const Written& written) {
   if (absl::Status status = Check(path); !status.ok()) return status;
   const std::string target = FollowLink(path);
   std::string temporary;
@@ -122,15 +124,15 @@ absl::StatusOr<StagedFile> StagedFile::Create(const std::string& path,
   StagedFile staged(target, temporary);  // removes the file on every way out but the last
 
   struct stat replaced {};
-  bool written = WriteAll(file, bytes);
-  if (written && stat(target.c_str(), &replaced) == 0) {
-    written = fchmod(file, replaced.st_mode & 07777) == 0;
+  bool whole = WriteAll(file, bytes, written);
+  if (whole && stat(target.c_str(), &replaced) == 0) {
+    whole = fchmod(file, replaced.st_mode & 07777) == 0;
   }
-  written = written && fsync(file) == 0;
+  whole = whole && fsync(file) == 0;
   const int error = errno;
-  if (close(file) != 0 && written) return Failed(path);
+  if (close(file) != 0 && whole) return Failed(path);
   errno = error;
-  if (!written) return Failed(path);
+  if (!whole) return Failed(path);
   return staged;
 }
 

@@ -5,6 +5,8 @@
 #define GRADCLIP_CLIENT_FILES_STAGED_FILE_H_
 
 #include <cstddef>
+#include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 
@@ -19,10 +21,14 @@ class StagedFile {
   // exists. For refusing before long work.
   static absl::Status Check(const std::string& path);
 
+  // Called on the writing thread every few MiB, and at the end, with how many bytes are written.
+  using Written = std::function<void(uint64_t bytes)>;
+
   // Writes the bytes under a temporary name and syncs them. A new file gets the mode that umask
   // leaves, one that is replaced keeps its own; a symbolic link is followed, not replaced.
   static absl::StatusOr<StagedFile> Create(const std::string& path,
-                                           std::span<const std::byte> bytes);
+                                           std::span<const std::byte> bytes,
+                                           const Written& written = nullptr);
 
   // Renames all to their paths. Where one can't be, the error names it; those before it are
   // in place and the rest are dropped.

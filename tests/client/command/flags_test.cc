@@ -41,14 +41,25 @@ TEST(UsageError, PointsToTheHelpOfTheVerb) {
   EXPECT_EQ(UsageError("", "x is wrong").message(), "x is wrong; see gradclip --help");
 }
 
+TEST(ServerFlags, LetACallTakeAsLongAsItNeedsUnlessTold) {
+  ServerFlags flags;
+  EXPECT_EQ(flags.call().timeout, absl::InfiniteDuration());
+  flags.timeout = "1.5s";
+  EXPECT_EQ(flags.call().timeout, absl::Seconds(1.5));
+}
+
 TEST(ServerFlags, SayWhatToDoAboutAFailedCall) {
-  const ServerFlags flags;
+  ServerFlags flags;
+  flags.timeout = "30s";
   EXPECT_EQ(flags.Advise(absl::UnavailableError("a: refused")).message(),
             "a: refused; --server names another one");
   EXPECT_EQ(flags.Advise(absl::DeadlineExceededError("a: late")).message(),
             "a: late; --timeout gives it more than 30s");
+  EXPECT_EQ(flags.Advise(absl::UnknownError("a: odd")).message(),
+            "a: odd; check that it is a gradclip-server that listens there");
+  EXPECT_EQ(flags.Advise(absl::DataLossError("a: cut")).message(),
+            "a: cut; nothing was written, so it can be run again");
   EXPECT_EQ(flags.Advise(absl::InvalidArgumentError("a: bad")).message(), "a: bad");
-  EXPECT_EQ(flags.call().timeout, absl::Seconds(30));
 }
 
 }  // namespace

@@ -99,6 +99,20 @@ TEST(GradientFile, WritesOntoThePathItCameFrom) {
   EXPECT_EQ(folder.entries(), 1u);
 }
 
+TEST(GradientFile, NamesATensorInUtf8WhateverTheFileIsCalled) {
+  const Folder folder;
+  const std::string file =
+      Npy(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (1,), }\n", "1234");
+  for (const auto& [stem, name] :
+       {std::pair("größe", "größe"), std::pair("gr\xff\x01x", "gr\\xff\\x01x")}) {
+    const std::string path = folder / (std::string(stem) + ".npy");
+    WriteFile(path, file);
+    const auto read = GradientFile::Read(path);
+    ASSERT_TRUE(read.ok()) << read.status();
+    EXPECT_EQ(read->tensors()[0].name, name);
+  }
+}
+
 TEST(GradientFile, KeepsItsTensorsWhereItIsMoved) {
   auto read = GradientFile::Read(DataPath("step-001.safetensors"));
   ASSERT_TRUE(read.ok()) << read.status();

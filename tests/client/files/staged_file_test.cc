@@ -37,6 +37,16 @@ TEST(StagedFile, IsNotThereUntilItIsCommitted) {
   EXPECT_EQ(folder.entries(), 1u);
 }
 
+TEST(StagedFile, TellsHowManyBytesAreWritten) {
+  const Folder folder;
+  const std::string text(20'000'000, 'x');
+  std::vector<uint64_t> seen;
+  const absl::StatusOr<StagedFile> staged = StagedFile::Create(
+      folder / "a", AsBytes(text), [&](uint64_t bytes) { seen.push_back(bytes); });
+  ASSERT_TRUE(staged.ok()) << staged.status();
+  EXPECT_THAT(seen, ::testing::ElementsAre(uint64_t{8} << 20, uint64_t{16} << 20, text.size()));
+}
+
 TEST(StagedFile, LeavesNothingWhereItIsNotCommitted) {
   const Folder folder;
   WriteFile(folder / "a", "before");
