@@ -7,14 +7,13 @@
 #include <cmath>
 #include <csignal>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <string>
 #include <vector>
 
 #include "gradclip/v1/gradclip.grpc.pb.h"
+#include "tests/e2e/command_fixture.h"
 #include "tests/e2e/process.h"
 #include "tests/model/golden.h"
 
@@ -23,41 +22,6 @@ namespace {
 
 using nlohmann::json;
 using testing::HasSubstr;
-
-const std::string kGradients = std::string(GRADCLIP_TEST_DATA) + "/gradients/";
-
-std::string ReadFile(const std::filesystem::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  return std::string{std::istreambuf_iterator<char>(file), {}};
-}
-
-class Command : public testing::Test {
- protected:
-  Command() { std::filesystem::create_directories(folder_); }
-  ~Command() override { std::filesystem::remove_all(folder_); }
-
-  struct Ran {
-    int status = 0;
-    std::string out;
-    std::string err;
-  };
-
-  Ran Run(std::vector<std::string> arguments) {
-    arguments.insert(arguments.begin() + 1, {"--server", server_.address()});
-    Process process("gradclip", arguments);
-    Ran ran;
-    ran.status = process.Wait();
-    ran.out = process.out();
-    ran.err = process.err();
-    return ran;
-  }
-
-  std::string Out(const std::string& name) const { return (folder_ / name).string(); }
-
-  const std::filesystem::path folder_ =
-      std::filesystem::path(testing::TempDir()) / ("gradclip-" + std::to_string(getpid()));
-  ServerProcess server_;
-};
 
 TEST_F(Command, MeasuresRealGradients) {
   for (const std::string stem : {"step-001", "step-060", "step-060-bf16", "step-090"}) {

@@ -1,0 +1,113 @@
+// The command on a terminal.
+#include <gmock/gmock.h>
+#include <pty.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <csignal>
+#include <cstdlib>
+
+#include "tests/e2e/command_fixture.h"
+
+namespace gradclip {
+namespace {
+
+using testing::EndsWith;
+using testing::HasSubstr;
+using testing::Not;
+
+// The command with a terminal as its standard input, output and error. Not thread-safe.
+class Terminal {
+ public:
+  explicit Terminal(std::vector<std::string> arguments) {
+    const std::string path = GRADCLIP_BIN_DIR "/gradclip";
+    arguments.insert(arguments.begin(), path);
+    std::vector<char*> argv;
+    for (std::string& argument : arguments) argv.push_back(argument.data());
+    argv.push_back(nullptr);
+    setenv("TERM", "xterm", 1);
+    pid_ = forkpty(&terminal_, nullptr, nullptr, nullptr);
+    if (pid_ == 0) {
+      execv(path.c_str(), argv.data());
+      _exit(127);
+    }
+  }
+  ~Terminal() {
+    if (pid_ > 0) {
+      kill(pid_, SIGKILL);
+      waitpid(pid_, nullptr, 0);
+    }
+    close(terminal_);
+  }
+
+  // Reads until `text` has come; false where the command ends first.
+  bool ReadUntil(const std::string& text) {
+    while (shown_.find(text) == std::string::npos) {
+      if (!ReadSome()) return false;
+    }
+    return true;
+  }
+
+  // As Process::Wait().
+  int Wait() {
+    while (ReadSome()) {
+    }
+    int status = 0;
+    waitpid(pid_, &status, 0);
+    pid_ = -1;
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  }
+
+  void Type(char key) {
+    if (write(terminal_, &key, 1) != 1) ADD_FAILURE() << "the terminal takes no key";
+  }
+
+  const std::string& shown() const { return shown_; }
+
+ private:
+  bool ReadSome() {
+    char buffer[4096];
+    const ssize_t bytes = read(terminal_, buffer, sizeof(buffer));
+    if (bytes > 0) shown_.append(buffer, static_cast<size_t>(bytes));
+    return bytes > 0;
+  }
+
+  pid_t pid_ = -1;
+  int terminal_ = -1;
+  std::string shown_;
+};
+
+constexpr char kEraseLine[] = "\r\x1b[K";
+constexpr char kControlC = 3;
+
+TEST_F(Command, ShowsRateAndRemainingTimeOfLongWorkOnATerminalAndErasesThem) {
+  const auto arguments = WithServer({"bench", "--bytes", "16MiB", "--rounds", "1000000"});
+  Terminal terminal(arguments);
+  ASSERT_TRUE(terminal.ReadUntil(" left")) << terminal.shown();
+  EXPECT_THAT(terminal.shown(),
+              testing::ContainsRegex("0% \\[ +\\] [0-9.]+ .iB of 15.3 TiB, [0-9.]+ .B/s, .+ left"));
+  terminal.Type(kControlC);
+  EXPECT_EQ(terminal.Wait(), 128 + SIGINT);
+  EXPECT_THAT(terminal.shown(), EndsWith(kEraseLine));
+}
+
+TEST_F(Command, IsQuietOnATerminalWhereToldTo) {
+  // Long enough for a bar: it is killed when the same work has shown one elsewhere.
+  Terminal quiet(WithServer({"bench", "--bytes", "16MiB", "--rounds", "1000000", "-q"}));
+  Terminal other(WithServer({"bench", "--bytes", "16MiB", "--rounds", "1000000"}));
+  ASSERT_TRUE(other.ReadUntil(" left")) << other.shown();
+  quiet.Type(kControlC);
+  EXPECT_EQ(quiet.Wait(), 128 + SIGINT);
+  EXPECT_THAT(quiet.shown(), Not(HasSubstr("left")));
+}
+
+TEST_F(Command, FailsInOneLineOnATerminalToo) {
+  Terminal terminal({"norm", Out("none.npy")});
+  EXPECT_EQ(terminal.Wait(), 1);
+  EXPECT_EQ(terminal.shown(),
+            "gradclip: can't read " + Out("none.npy") + ": No such file or directory\r\n");
+}
+
+}  // namespace
+}  // namespace gradclip
