@@ -4,6 +4,7 @@
 #include <chrono>
 #include <memory>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "grpcpp/client_context.h"
@@ -28,6 +29,14 @@ absl::Status FromGrpc(const grpc::Status& status) {
   // gRPC's own words for a call that it ended; a server's say what the server waited for.
   if (status.error_message() == "Deadline Exceeded") {
     return absl::DeadlineExceededError("the call's timeout is over");
+  }
+  // And for a connection that ended amid a call, sometimes, or on which nobody speaks gRPC.
+  if (status.error_code() == grpc::StatusCode::UNKNOWN &&
+      (absl::StartsWith(status.error_message(), "Stream removed") ||
+       absl::StartsWith(status.error_message(), "Error in HTTP transport"))) {
+    return absl::UnavailableError(
+        "the connection ended before the answer; check that it is a gradclip-server that listens "
+        "there");
   }
   return absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
 }

@@ -256,6 +256,24 @@ class DeafServer {
   std::thread thread_;
 };
 
+TEST(ClientFailure, NamesAServerThatDoesNotSpeakGrpc) {
+  for (const char* greeting : {"SSH-2.0-OpenSSH_9.2\r\n", "HTTP/1.1 400 Bad Request\r\n\r\n"}) {
+    const DeafServer server(greeting);
+    Client client(server.address(), QuickRetries(1));
+    Gradient gradient(size_t{1} << 20);
+    for (const absl::Status& status :
+         {client.Clip(gradient.tensors(), MaxNormOne(), Within(absl::Seconds(20))).status(),
+          client.GetServerInfo(Within(absl::Seconds(20))).status()}) {
+      EXPECT_THAT(status.code(),
+                  ::testing::AnyOf(absl::StatusCode::kUnavailable, absl::StatusCode::kInternal));
+      EXPECT_THAT(status.message(),
+                  AllOf(HasSubstr(server.address()),
+                        ::testing::AnyOf(HasSubstr("gradclip-server"), HasSubstr("http1"))));
+    }
+    EXPECT_TRUE(gradient.unchanged());
+  }
+}
+
 TEST(ClientFailure, EndsAtTheDeadlineAndLetsGoOfTheMemoryWhereTheServerIsDeaf) {
   // SETTINGS with the largest initial window, and as much for the connection.
   const std::string endless(
