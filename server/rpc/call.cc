@@ -9,6 +9,13 @@
 #include "absl/time/clock.h"
 
 namespace gradclip {
+namespace {
+
+// Measuring less takes less time than waking another thread for the next message.
+constexpr size_t kLeastToReadAhead = size_t{64} << 10;
+
+}  // namespace
+
 grpc::Status ToGrpcStatus(const absl::Status& status) {
   if (status.ok()) return grpc::Status::OK;
   return grpc::Status(static_cast<grpc::StatusCode>(status.code()), std::string(status.message()));
@@ -86,7 +93,7 @@ bool Call::TakeMessage() {
     return false;
   }
   Pieces pieces = message.pieces();
-  if (StripDataHeader(pieces)) return TakeData(pieces);
+  if (StripDataHeader(pieces)) return TakeData(pieces, message.size());
 
   const std::string serialised = message.Flatten();
   const absl::StatusOr<uint64_t> bytes =
@@ -108,9 +115,9 @@ bool Call::TakeMessage() {
   return false;
 }
 
-bool Call::TakeData(const Pieces& pieces) {
-  if (session_.passes_through()) {
-    PassThrough(pieces);
+bool Call::TakeData(const Pieces& pieces, size_t bytes) {
+  if (session_.passes_through() || bytes < kLeastToReadAhead) {
+    TakeAlone(pieces);
     return false;
   }
   {
@@ -121,7 +128,7 @@ bool Call::TakeData(const Pieces& pieces) {
   return Measure(pieces);
 }
 
-void Call::TakeParsedData(const Pieces& pieces) {
+void Call::TakeAlone(const Pieces& pieces) {
   if (session_.passes_through()) return PassThrough(pieces);
   if (Measure(pieces)) Read();
 }

@@ -105,10 +105,10 @@ class Call : public Watched, public std::enable_shared_from_this<Call> {
   // started early, and NextHasCome() says how to go on.
   bool TakeRead(bool ok);
   bool TakeMessage();
-  bool TakeData(const Pieces& pieces);
+  bool TakeData(const Pieces& pieces, size_t bytes);
   bool NextHasCome(bool* ok);
-  void TakeParsedData(const Pieces& pieces);
-  bool Measure(const Pieces& pieces);  // false where that ended the call
+  void TakeAlone(const Pieces& pieces);  // and read on afterwards
+  bool Measure(const Pieces& pieces);    // false where that ended the call
 
   void Admit();
   void OnGranted(MemoryBudget::Reservation reservation);
@@ -155,7 +155,7 @@ void Call::ParseAndTake(const std::string& serialised, MemoryBudget::Reservation
       return Admit();
     }
     case Request::kData:
-      return TakeParsedData({std::as_bytes(std::span(request.data()))});
+      return TakeAlone({std::as_bytes(std::span(request.data()))});
     case Request::kShared:
       return End(session_.Shared());
     case Request::PAYLOAD_NOT_SET:
