@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "gmock/gmock.h"
@@ -130,6 +131,27 @@ TEST(ClientFailure, TriesNoMoreOftenThanAllowed) {
   EXPECT_THAT(status.message(), AllOf(HasSubstr("draining"), HasSubstr("tried 4 times")));
   EXPECT_EQ(calls, 4);
   EXPECT_TRUE(gradient.unchanged());
+}
+
+TEST(ClientFailure, WaitsLongerBeforeEachTry) {
+  FakeServer server;
+  ClientOptions options;
+  options.max_retries = 3;
+  options.initial_backoff = absl::Milliseconds(20);
+  Client client(server.address(), options);
+  absl::Mutex mutex;  // the server's threads are several
+  std::vector<absl::Time> calls;
+  server.clip = [&](ClipStream&) {
+    absl::MutexLock lock(&mutex);
+    calls.push_back(absl::Now());
+    return grpc::Status(grpc::StatusCode::UNAVAILABLE, "draining");
+  };
+  Gradient gradient(10);
+  EXPECT_FALSE(client.Clip(gradient.tensors(), MaxNormOne()).ok());
+  absl::MutexLock lock(&mutex);
+  ASSERT_EQ(calls.size(), 4u);
+  // 20, 40 and 80 ms, of which at least half is waited.
+  for (int i = 0; i < 3; ++i) EXPECT_GE(calls[i + 1] - calls[i], absl::Milliseconds(10 << i)) << i;
 }
 
 TEST(ClientFailure, DoesNotTryAgainBeyondTheTimeout) {
