@@ -93,7 +93,7 @@ bool Call::TakeMessage() {
     return false;
   }
   Pieces pieces = message.pieces();
-  if (StripDataHeader(pieces)) return TakeData(pieces, message.size());
+  if (StripDataHeader(pieces)) return TakeData(pieces);
 
   const std::string serialised = message.Flatten();
   const absl::StatusOr<uint64_t> bytes =
@@ -115,7 +115,13 @@ bool Call::TakeMessage() {
   return false;
 }
 
-bool Call::TakeData(const Pieces& pieces, size_t bytes) {
+bool Call::TakeData(const Pieces& pieces) {
+  uint64_t bytes = 0;
+  for (const auto& piece : pieces) bytes += piece.size();
+  if (absl::Status may = session_.CheckMayReceive(bytes); !may.ok()) {
+    End(std::move(may));
+    return false;
+  }
   if (session_.passes_through() || bytes < kLeastToReadAhead) {
     TakeAlone(pieces);
     return false;

@@ -105,7 +105,7 @@ class Call : public Watched, public std::enable_shared_from_this<Call> {
   // started early, and NextHasCome() says how to go on.
   bool TakeRead(bool ok);
   bool TakeMessage();
-  bool TakeData(const Pieces& pieces, size_t bytes);
+  bool TakeData(const Pieces& pieces);
   bool NextHasCome(bool* ok);
   void TakeAlone(const Pieces& pieces);  // and read on afterwards
   bool Measure(const Pieces& pieces);    // false where that ended the call

@@ -52,7 +52,7 @@ absl::Status Session::Begin(absl::StatusOr<CallSpec> spec) {
   return absl::OkStatus();
 }
 
-absl::Status Session::CheckMayReceive(size_t bytes) const {
+absl::Status Session::CheckMayReceive(uint64_t bytes) const {
   if (!started_) {
     return absl::InvalidArgumentError("data came before the start message; start comes first");
   }

@@ -37,6 +37,9 @@ class Session {
   absl::Status Start(v1::ComputeNormStart start);
   absl::Status Start(v1::ClipGradNormStart start);
 
+  // Whether `bytes` more may come: INVALID_ARGUMENT before the start and beyond what it declares.
+  absl::Status CheckMayReceive(uint64_t bytes) const;
+
   // The next bytes of the gradient, cut anywhere. REQUIRES: admission of spec().bytes_to_keep().
   absl::Status Data(std::span<const std::byte> bytes);
 
@@ -74,7 +77,6 @@ class Session {
   };
 
   absl::Status Begin(absl::StatusOr<CallSpec> spec);
-  absl::Status CheckMayReceive(size_t bytes) const;
   absl::Status TakeElements(std::span<const std::byte> whole);
   void EnterTensors();  // begins the tensor at position_; ends those that have no (more) bytes
   void LeaveTensor();
