@@ -134,8 +134,11 @@ std::string TensorTable(std::span<const Tensor> tensors, std::span<const TensorN
   for (const auto& row : rows) {
     for (size_t c = 0; c < kColumns; ++c) {
       // Counts to the right, the norm and the words to the left.
-      const bool right = c >= 1 && c <= 3;
-      absl::StrAppendFormat(&text, right ? "%*s  " : "%-*s  ", widths[c], row[c]);
+      if (c >= 1 && c <= 3) {
+        absl::StrAppendFormat(&text, "%*s  ", widths[c], row[c]);
+      } else {
+        absl::StrAppendFormat(&text, "%-*s  ", widths[c], row[c]);
+      }
     }
     absl::StrAppend(&text, row[kColumns], "\n");
   }
