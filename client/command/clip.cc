@@ -182,8 +182,9 @@ absl::Status Clip(const ClipFlags& flags) {
   const auto written = [&](uint64_t bytes) {
     progress.Update(call_bytes + bytes, call_bytes + file_bytes);
   };
-  const absl::Status status = WriteAll(gradient->files(), *targets, written);
-  if (!status.ok()) return status;
+  if (absl::Status status = WriteAll(gradient->files(), *targets, written); !status.ok()) {
+    return status;
+  }
   progress.Finish();
   Print(flags, *options, *gradient, *answer, time);
   return absl::OkStatus();

@@ -1,6 +1,7 @@
 #include "client/gradclip/payload.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace gradclip {
 namespace {
@@ -25,16 +26,17 @@ grpc::Slice Ledger::Lend(const std::shared_ptr<Ledger>& ledger, const std::byte*
   {
     absl::MutexLock lock(&ledger->mutex_);
     ++ledger->lent_;
+    ledger->self_ = ledger;
   }
-  const auto give_back = [](void* held) {
-    const std::unique_ptr<std::shared_ptr<Ledger>> owner(
-        static_cast<std::shared_ptr<Ledger>*>(held));
-    absl::MutexLock lock(&(*owner)->mutex_);
-    --(*owner)->lent_;
-  };
   // gRPC only reads what it sends.
-  return grpc::Slice(const_cast<std::byte*>(data), bytes, give_back,
-                     new std::shared_ptr<Ledger>(ledger));
+  return grpc::Slice(const_cast<std::byte*>(data), bytes, &GiveBack, ledger.get());
+}
+
+void Ledger::GiveBack(void* ledger) {
+  auto* const self = static_cast<Ledger*>(ledger);
+  std::shared_ptr<Ledger> last;  // which may destroy the ledger, after the lock is released
+  absl::MutexLock lock(&self->mutex_);
+  if (--self->lent_ == 0) last = std::move(self->self_);
 }
 
 bool Ledger::AwaitReturn(absl::Duration patience) {

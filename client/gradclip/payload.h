@@ -30,8 +30,11 @@ class Ledger {
   bool AwaitReturn(absl::Duration patience);
 
  private:
+  static void GiveBack(void* ledger);
+
   absl::Mutex mutex_;
   int64_t lent_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::shared_ptr<Ledger> self_ ABSL_GUARDED_BY(mutex_);  // while slices are out
 };
 
 // Cuts one gradient into the messages of one call, once through. Not thread-safe. The tensors and
