@@ -1,16 +1,27 @@
 // gradclip-server: reads its options, serves, and drains on SIGTERM or SIGINT.
 #include <grpc/grpc.h>
 #include <pthread.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cerrno>
 #include <csignal>
 #include <cstdlib>
 #include <iostream>
 #include <memory>
 #include <string>
 
+#if __has_include(<google/protobuf/stubs/logging.h>)  // before protobuf 22
+#include <google/protobuf/stubs/logging.h>
+#endif
+
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "absl/strings/strip.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "server/memory/heap.h"
@@ -40,6 +51,45 @@ int Fail(const absl::Status& status) {
   return 1;
 }
 
+// What libraries would write to standard error would stand between the lines of the log, as many as
+// clients care to provoke; the log has a line for every call that fails.
+void SilenceLibraries() {
+  setenv("GRPC_VERBOSITY", "NONE", /*overwrite=*/0);
+#if __has_include(<google/protobuf/stubs/logging.h>)
+  google::protobuf::SetLogHandler(nullptr);
+#endif
+}
+
+// Whether a process listens on the unix socket at `path`, rather than having left it behind.
+bool IsAnswered(absl::string_view path) {
+  sockaddr_un address = {};
+  address.sun_family = AF_UNIX;
+  if (path.size() >= sizeof(address.sun_path)) return false;
+  std::copy(path.begin(), path.end(), address.sun_path);
+  const int connection = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+  if (connection < 0) return false;
+  const bool answered =
+      connect(connection, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0 ||
+      errno == EAGAIN;  // many others wait to be answered
+  close(connection);
+  return answered;
+}
+
+// gRPC replaces any unix socket that it finds, be it another server's.
+absl::Status CheckUnixSocketsAreFree(const Options& options) {
+  for (const std::string& listen : options.listen) {
+    absl::string_view path = listen;
+    if (!absl::ConsumePrefix(&path, "unix:")) continue;
+    absl::ConsumePrefix(&path, "//");
+    if (IsAnswered(path)) {
+      return absl::UnavailableError(
+          absl::StrCat("cannot listen on ", listen,
+                       ": another process does; stop it, or choose another with --listen"));
+    }
+  }
+  return absl::OkStatus();
+}
+
 // From here on a stop signal ends the process at once.
 void ExitOnNextSignal(const sigset_t& signals) {
   struct sigaction exit_at_once = {};
@@ -52,14 +102,14 @@ void ExitOnNextSignal(const sigset_t& signals) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  // gRPC's own lines would interleave with the log; ours say what went wrong.
-  setenv("GRPC_VERBOSITY", "NONE", /*overwrite=*/0);
+  SilenceLibraries();
   const absl::StatusOr<Options> options = gradclip::ParseOptions(argc, argv);
   if (!options.ok()) return Fail(options.status());
   if (options->print_and_exit.has_value()) {
     std::cout << *options->print_and_exit;
     return 0;
   }
+  if (const absl::Status free = CheckUnixSocketsAreFree(*options); !free.ok()) return Fail(free);
   gradclip::KeepHeap();
   // Debian builds Abseil, and so gRPC, to look for lock cycles at every lock.
   absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);

@@ -1,5 +1,6 @@
 #include "server/options/flags.h"
 
+#include <algorithm>
 #include <limits>
 #include <string>
 #include <utility>
@@ -102,6 +103,10 @@ absl::Status AddListen(absl::string_view text, Options& options) {
           "HOST:PORT, [IPV6]:PORT or unix:PATH, with a port of 0 to 65535");
     }
   }
+  if (std::find(options.listen.begin(), options.listen.end(), text) != options.listen.end() &&
+      !absl::EndsWith(text, ":0")) {
+    return absl::InvalidArgumentError("every address once");
+  }
   options.listen.emplace_back(text);
   return absl::OkStatus();
 }
@@ -137,8 +142,9 @@ const std::vector<Flag>& AllFlags() {
        "How long a call waits for memory of the budget before it is refused; 0 for not at all.",
        "30s", false, DurationFrom(&Options::admission_timeout, absl::ZeroDuration())},
       {"idle-timeout", "DURATION",
-       "How long a client may neither send nor read before its call is ended.", "60s", false,
-       DurationFrom(&Options::idle_timeout, absl::Milliseconds(1))},
+       "How long a client may neither send nor read before its call is ended. What counts is a\n"
+       "whole message: a slow network wants small ones, or a longer time.",
+       "60s", false, DurationFrom(&Options::idle_timeout, absl::Milliseconds(1))},
       {"drain-timeout", "DURATION",
        "How long running calls may take to end after SIGTERM or SIGINT; 0 for no time at all.",
        "30s", false, DurationFrom(&Options::drain_timeout, absl::ZeroDuration())},

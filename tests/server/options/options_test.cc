@@ -217,6 +217,14 @@ TEST(Options, CheckAddresses) {
   EXPECT_THAT(Error({"--listen=unix:" + std::string(108, 'x')}), HasSubstr("1 to 107 bytes"));
 }
 
+TEST(Options, RefuseAnAddressGivenTwice) {
+  EXPECT_EQ(Error({"--listen=unix:/run/x", "--listen=localhost:1", "--listen=unix:/run/x"}),
+            "--listen=unix:/run/x: expected every address once");
+  EXPECT_EQ(Error({}, {"GRADCLIP_LISTEN=a:10,a:10"}),
+            "GRADCLIP_LISTEN=a:10: expected every address once");
+  EXPECT_TRUE(Parse({"--listen=localhost:0", "--listen=localhost:0"}).ok());  // two free ports
+}
+
 TEST(Options, KeepTheCallWithinTheBudget) {
   EXPECT_EQ(Parse({"--memory-budget=2GiB"})->max_call_bytes, 2 * kGiB);
   EXPECT_EQ(Parse({"--memory-budget=2GiB", "--max-call-bytes=2GiB"})->max_call_bytes, 2 * kGiB);

@@ -1,0 +1,169 @@
+// The server as a process of its own: what it writes to standard error, its unix sockets, and how
+// it ends.
+#include "tests/e2e/process.h"
+
+#include <gmock/gmock.h>
+#include <grpcpp/generic/generic_stub.h>
+#include <grpcpp/grpcpp.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <cstring>
+#include <memory>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "gradclip/v1/gradclip.grpc.pb.h"
+#include "tests/client/files/file_bytes.h"
+
+namespace gradclip {
+namespace {
+
+using testing::HasSubstr;
+using testing::MatchesRegex;
+using testing::Not;
+
+constexpr char kClipGradNorm[] = "/gradclip.v1.GradClip/ClipGradNorm";
+
+// Sends bytes as messages of any method, whatever they mean, and returns how the call ended.
+grpc::Status Send(const std::shared_ptr<grpc::Channel>& channel, const std::string& method,
+                  const std::vector<std::string>& messages) {
+  grpc::GenericStub stub(channel);
+  grpc::ClientContext context;
+  grpc::CompletionQueue queue;
+  const auto done = [&queue] {
+    void* tag = nullptr;
+    bool ok = false;
+    return queue.Next(&tag, &ok) && ok;
+  };
+  const auto call = stub.PrepareCall(&context, method, &queue);
+  call->StartCall(&context);
+  bool open = done();
+  for (const std::string& message : messages) {
+    if (!open) break;
+    const grpc::Slice slice(message);
+    call->Write(grpc::ByteBuffer(&slice, 1), &context);
+    open = done();
+  }
+  if (open) {
+    call->WritesDone(&context);
+    done();
+  }
+  grpc::ByteBuffer reply;
+  do {
+    call->Read(&reply, &context);
+  } while (done());
+  grpc::Status status;
+  call->Finish(&status, &context);
+  done();
+  return status;
+}
+
+// Sends bytes to a TCP port as they are, and waits until the server closes the connection.
+void SendRaw(const std::string& address, const std::string& bytes) {
+  const int connection = socket(AF_INET, SOCK_STREAM, 0);
+  sockaddr_in to = {};
+  to.sin_family = AF_INET;
+  to.sin_port = htons(static_cast<uint16_t>(std::stoi(address.substr(address.rfind(':') + 1))));
+  to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  ASSERT_EQ(connect(connection, reinterpret_cast<sockaddr*>(&to), sizeof(to)), 0);
+  send(connection, bytes.data(), bytes.size(), MSG_NOSIGNAL);
+  shutdown(connection, SHUT_WR);
+  char buffer[4096];
+  while (recv(connection, buffer, sizeof(buffer), 0) > 0) {
+  }
+  close(connection);
+}
+
+TEST(ServerProcess, WritesNothingButItsOwnLinesWhateverClientsSend) {
+  ServerProcess server;
+  const auto channel = grpc::CreateChannel(server.address(), grpc::InsecureChannelCredentials());
+  struct Hostile {
+    std::string method;
+    std::string message;
+  };
+  const std::vector<Hostile> refused = {
+      {kClipGradNorm, "\xff\xff\xff"},
+      {"/gradclip.v1.GradClip/ComputeNorm", "\xff\xff\xff"},
+      // start { tensors { name } }, start { group { job } }: no UTF-8.
+      {kClipGradNorm, "\x0a\x06\x0a\x04\x0a\x02\xff\xfe"},
+      {kClipGradNorm, "\x0a\x06\x1a\x04\x0a\x02\xff\xfe"},
+      {kClipGradNorm, std::string(100'000, '\x0b')},  // groups in groups
+      {kClipGradNorm, std::string(40 << 20, '\1')},
+      {kClipGradNorm, ""},
+  };
+  for (const Hostile& hostile : refused) {
+    EXPECT_FALSE(Send(channel, hostile.method, {hostile.message}).ok());
+  }
+  EXPECT_FALSE(Send(channel, "/gradclip.v1.GradClip/GetServerInfo", {"\xff\xff\xff"}).ok());
+  EXPECT_FALSE(Send(channel, "/gradclip.v1.GradClip/NoSuchMethod", {"x"}).ok());
+  EXPECT_FALSE(Send(channel, "/grpc.health.v1.Health/Check", {"\xff\xff\xff"}).ok());
+  SendRaw(server.address(), "GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+  SendRaw(server.address(), std::string("\x16\x03\x01\x02\x00\x01\x00", 7));  // TLS
+  SendRaw(server.address(), std::string(20'000, '\xa5'));
+  SendRaw(server.address(), "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + std::string(2'000, '\xff'));
+  SendRaw(server.address(), "");
+
+  server.process().Signal(SIGTERM);
+  EXPECT_EQ(server.process().Wait(), 0);
+  std::istringstream lines(server.process().err());
+  size_t calls = 0;
+  for (std::string line; std::getline(lines, line);) {
+    EXPECT_THAT(line, MatchesRegex("20[0-9T:.-]*Z info .*"));
+    calls += line.find(" info call ") != std::string::npos ? 1 : 0;
+  }
+  EXPECT_EQ(calls, refused.size());
+}
+
+class UnixSocket : public testing::Test {
+ protected:
+  // Whether a server answers at path_.
+  bool IsServed() const {
+    Process health("gradclip", {"health", "--server", "unix:" + path_});
+    return health.Wait() == 0;
+  }
+
+  const Folder folder_;
+  const std::string path_ = folder_ / "socket";
+  const std::string listen_ = "--listen=unix:" + path_;
+};
+
+TEST_F(UnixSocket, LeftBehindByAKilledServerIsReplaced) {
+  {
+    const ServerProcess killed({listen_});
+    ASSERT_TRUE(IsServed());
+  }
+  ASSERT_TRUE(std::filesystem::is_socket(path_));
+  ServerProcess server({listen_});
+  EXPECT_TRUE(IsServed());
+  server.process().Signal(SIGTERM);
+  EXPECT_EQ(server.process().Wait(), 0);
+  EXPECT_FALSE(std::filesystem::exists(path_));
+}
+
+TEST_F(UnixSocket, OfALiveServerIsLeftToIt) {
+  const ServerProcess server({listen_});
+  for (const std::string& spelled : {path_, "//" + path_}) {
+    Process second("gradclip-server", {"--listen=unix:" + spelled});
+    EXPECT_EQ(second.Wait(), 1);
+    EXPECT_EQ(second.err(), "gradclip-server: cannot listen on unix:" + spelled +
+                                ": another process does; stop it, or choose another with "
+                                "--listen\n");
+    EXPECT_TRUE(IsServed());
+  }
+}
+
+TEST_F(UnixSocket, IsNotPutInPlaceOfAFile) {
+  WriteFile(path_, "precious");
+  Process server("gradclip-server", {listen_});
+  EXPECT_EQ(server.Wait(), 1);
+  EXPECT_THAT(server.err(), HasSubstr("cannot listen on unix:" + path_));
+  EXPECT_EQ(ReadFile(path_), "precious");
+}
+
+}  // namespace
+}  // namespace gradclip
