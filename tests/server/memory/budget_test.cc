@@ -251,6 +251,34 @@ TEST(Budget, HoldsItsPromisesUnderThreads) {
   EXPECT_EQ(budget.waiting(), 0);
 }
 
+// Threads wait, each for all there is, and every second one cancels while the bytes are held for
+// certain: those cancel always, the others are served always.
+TEST(Budget, LetsEveryoneCancelWhileTheBytesAreHeld) {
+  constexpr int kThreads = 8;
+  constexpr int kRounds = 100;
+  MemoryBudget budget(10);
+  std::atomic<int> called = 0;
+  for (int round = 0; round < kRounds; ++round) {
+    Reservation held;
+    ASSERT_TRUE(budget.TryReserve(10, &held));
+    std::atomic<int> cancelled = 0;
+    std::vector<std::thread> threads;
+    threads.reserve(kThreads);
+    for (int i = 0; i < kThreads; ++i) {
+      threads.emplace_back([&, cancels = i % 2 == 0] {
+        const auto waiter = budget.Reserve(10, [&](Reservation) { ++called; });
+        if (cancels && waiter->Cancel()) ++cancelled;
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    EXPECT_EQ(cancelled, kThreads / 2);
+    EXPECT_EQ(budget.waiting(), kThreads / 2);
+    held.Release();
+    EXPECT_EQ(called, (round + 1) * kThreads / 2);
+    EXPECT_EQ(budget.used_bytes(), 0);
+  }
+}
+
 // The race itself: one thread gives the bytes back while another cancels.
 TEST(Budget, LetsExactlyOneOfGrantAndCancelWin) {
   for (int round = 0; round < 500; ++round) {
