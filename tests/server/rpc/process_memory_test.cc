@@ -18,6 +18,10 @@ namespace {
 constexpr uint64_t kMiB = uint64_t{1} << 20;
 constexpr uint64_t kGradientBytes = 256 * kMiB;
 
+// More than a server needs for itself and messages on their way (65 to 87 MiB were measured), and
+// half of what it would hold if it kept a gradient.
+constexpr uint64_t kUnkept = 128 * kMiB;
+
 class ServerMemory : public testing::Test {
  protected:
   // A line of the process's status, such as VmRSS (now) and VmHWM (most ever), in bytes.
@@ -93,12 +97,12 @@ TEST_F(ServerMemory, HoldsNoGradientWhereNoneHasToWait) {
   ComputeNorm();
   EXPECT_EQ(Clip(v1::REPLY_COEFFICIENT), 0u);
   EXPECT_EQ(Clip(v1::REPLY_GRADIENT, /*norm_is_given=*/true), kGradientBytes);
-  EXPECT_LE(MemoryBytes("VmHWM"), 64 * kMiB);
+  EXPECT_LE(MemoryBytes("VmHWM"), kUnkept);
 }
 
 TEST_F(ServerMemory, GoesBackToTheSystemWhenTheServerIsIdle) {
   Clip(v1::REPLY_GRADIENT);
-  while (MemoryBytes("VmRSS") > 64 * kMiB) {  // a server that never trims runs into ctest's timeout
+  while (MemoryBytes("VmRSS") > kUnkept) {  // a server that never trims runs into ctest's timeout
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
   }
 }
