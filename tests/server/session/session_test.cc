@@ -312,6 +312,19 @@ INSTANTIATE_TEST_SUITE_P(
                  "norm.norm_type is 0"},
         BadField{"NaNNormType", [](auto& s) { s.mutable_norm()->set_norm_type(kNaN); },
                  "norm.norm_type is nan"},
+        BadField{"NegativeNormType", [](auto& s) { s.mutable_norm()->set_norm_type(-kInfinity); },
+                 "norm.norm_type is -inf"},
+        BadField{"NaNEpsilon", [](auto& s) { s.set_epsilon(kNaN); }, "epsilon is nan"},
+        BadField{"NaNPreScale", [](auto& s) { s.mutable_norm()->set_pre_scale(kNaN); },
+                 "norm.pre_scale is nan"},
+        BadField{"NegativePreScale", [](auto& s) { s.mutable_norm()->set_pre_scale(-1); },
+                 "norm.pre_scale is -1"},
+        BadField{"TotalNormOfAGroup",
+                 [](auto& s) {
+                   s.set_total_norm(1);
+                   s.mutable_group()->set_world_size(2);
+                 },
+                 "group", absl::StatusCode::kUnimplemented},
         BadField{"ZeroPreScale", [](auto& s) { s.mutable_norm()->set_pre_scale(0); },
                  "norm.pre_scale is 0"},
         BadField{"InfinitePreScale", [](auto& s) { s.mutable_norm()->set_pre_scale(kInfinity); },
@@ -335,6 +348,70 @@ INSTANTIATE_TEST_SUITE_P(
                  "(--max-call-bytes)",
                  absl::StatusCode::kResourceExhausted}),
     [](const auto& info) { return info.param.name; });
+
+using NormSession = SessionTest;
+
+TEST_F(NormSession, RefusesFieldsOutsideTheirRange) {
+  v1::ComputeNormStart good;
+  *good.add_tensors() = TensorOf(v1::DTYPE_FLOAT32, {2}, "w");
+  v1::ComputeNormStart start = good;
+  start.mutable_tensors(0)->set_dtype(v1::DTYPE_UNSPECIFIED);
+  EXPECT_THAT(Send(start), Refuses(kInvalid, "tensor \"w\": dtype is 0"));
+  start = good;
+  start.mutable_tensors(0)->set_shape(0, -3);
+  EXPECT_THAT(Send(start), Refuses(kInvalid, "shape [-3] has the negative extent -3"));
+  start = good;
+  start.mutable_norm()->set_norm_type(kNaN);
+  EXPECT_THAT(Send(start), Refuses(kInvalid, "norm.norm_type is nan; it must be > 0"));
+  start = good;
+  start.mutable_norm()->set_pre_scale(0);
+  EXPECT_THAT(Send(start), Refuses(kInvalid, "norm.pre_scale is 0; it must be finite and > 0"));
+  start = good;
+  start.mutable_group();
+  EXPECT_THAT(Send(start), Refuses(absl::StatusCode::kUnimplemented, "group is set"));
+}
+
+TEST_F(NormSession, KeepsNothingHoweverLittleMayBeKept) {
+  max_call_bytes_ = 1;
+  Restart();
+  v1::ComputeNormStart start;
+  *start.add_tensors() = TensorOf(v1::DTYPE_FLOAT32, {2});
+  ASSERT_EQ(Send(start), absl::OkStatus());
+  EXPECT_EQ(session_->spec().bytes_to_keep(), 0u);
+  ASSERT_EQ(Send(Bytes<float>({3, 4})), absl::OkStatus());
+  ASSERT_EQ(HalfClose(), absl::OkStatus());
+  EXPECT_EQ(result().norm().total_norm(), 5);
+  EXPECT_EQ(session_->gradient(), nullptr);
+}
+
+TEST_F(ClipSession, SendsASkippedGradientBackOnlyWhereItAlwaysComesBack) {
+  v1::ClipGradNormStart start = ClipStart(1);
+  start.set_nonfinite(v1::NONFINITE_SKIP);
+  start.set_reply(v1::REPLY_GRADIENT_IF_CHANGED);
+  Run(start, Bytes<float>({kInf32, 2}));
+  EXPECT_TRUE(result().skipped());
+  EXPECT_FALSE(result().gradient_follows());
+  Restart();
+  start.set_nonfinite(v1::NONFINITE_ZERO);  // changes every element
+  Run(start, Bytes<float>({kInf32, 2}));
+  EXPECT_TRUE(result().gradient_follows());
+}
+
+TEST_F(ClipSession, TakesAllBytesWhereAGivenNormChangesNothing) {
+  v1::ClipGradNormStart start = ClipStart(10);
+  start.set_total_norm(1);
+  start.set_reply(v1::REPLY_GRADIENT_IF_CHANGED);
+  ASSERT_EQ(Send(start), absl::OkStatus());
+  EXPECT_FALSE(result().gradient_follows());
+  EXPECT_EQ(result().norm().total_norm(), 1);
+  std::string out(16, 'x');
+  size_t written = 1;
+  ASSERT_EQ(session_->PassThrough(AsBytes(Bytes<float>({3, 4})),
+                                  reinterpret_cast<std::byte*>(out.data()), &written),
+            absl::OkStatus());
+  EXPECT_EQ(written, 0u);
+  EXPECT_EQ(HalfClose(), absl::OkStatus());
+}
 
 TEST_F(ClipSession, ShowsNoMoreThanAPieceOfAHugeName) {
   v1::ClipGradNormStart start = ClipStart(1);
