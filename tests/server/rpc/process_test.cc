@@ -25,7 +25,6 @@ namespace {
 
 using testing::HasSubstr;
 using testing::MatchesRegex;
-using testing::Not;
 
 constexpr char kClipGradNorm[] = "/gradclip.v1.GradClip/ClipGradNorm";
 
