@@ -45,7 +45,7 @@ void Call::Read() {
 
 void Call::OnRead(bool ok) {
   {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     if (measuring_) {
       has_come_ = ok;
       return;
@@ -56,7 +56,7 @@ void Call::OnRead(bool ok) {
 }
 
 bool Call::NextHasCome(bool* ok) {
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard lock(mutex_);
   measuring_ = false;
   if (has_come_.has_value()) {
     *ok = *has_come_;
@@ -102,13 +102,20 @@ bool Call::TakeMessage() {
     End(bytes.status());
     return false;
   }
+  MemoryBudget& declared = environment_.memory->declarations;
+  if (*bytes > declared.total_bytes()) {
+    End(absl::ResourceExhaustedError(absl::StrFormat(
+        "a start message may need %d bytes once it is parsed; the limit is %d (a sixteenth of "
+        "--memory-budget, at least 64 MiB). Declare fewer tensors, or shorter names",
+        *bytes, declared.total_bytes())));
+    return false;
+  }
   MemoryBudget::Reservation declarations;
-  if (!environment_.memory->declarations.TryReserve(*bytes, &declarations)) {
+  if (!declared.TryReserve(*bytes, &declarations)) {
     End(absl::UnavailableError(absl::StrFormat(
         "the declarations of the calls in progress hold %d of the %d bytes set aside for them, and "
-        "this one may need %d; try again, or declare fewer tensors",
-        environment_.memory->declarations.used_bytes(),
-        environment_.memory->declarations.total_bytes(), *bytes)));
+        "this one may need %d; try again, or declare fewer tensors (--memory-budget)",
+        declared.used_bytes(), declared.total_bytes(), *bytes)));
     return false;
   }
   TakeRequest(serialised, std::move(declarations));
@@ -127,7 +134,7 @@ bool Call::TakeData(const Pieces& pieces) {
     return false;
   }
   {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     measuring_ = true;
   }
   StartReading(&incoming_);
@@ -162,7 +169,7 @@ void Call::Admit() {
       bytes, [self](MemoryBudget::Reservation granted) { self->OnGranted(std::move(granted)); });
   bool leave = false;
   {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     if (waiting_ == Waiting::kForMemory) {
       waiter_ = std::move(waiter);
       leave = cancelled_ || !expired_.ok();
@@ -181,7 +188,7 @@ void Call::OnGranted(MemoryBudget::Reservation reservation) {
 bool Call::LeaveQueue() {
   std::shared_ptr<MemoryBudget::Waiter> waiter;
   {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     waiter = std::move(waiter_);
   }
   return waiter != nullptr && waiter->Cancel();
@@ -189,7 +196,7 @@ bool Call::LeaveQueue() {
 
 void Call::OnCancelled() {
   {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     cancelled_ = true;
   }
   // Otherwise an operation is outstanding, and its failure ends the call.
@@ -197,13 +204,13 @@ void Call::OnCancelled() {
 }
 
 void Call::BeforeWaiting(Waiting what) {
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard lock(mutex_);
   waiting_ = what;
   waiting_since_ = absl::Now();
 }
 
 bool Call::AfterWaiting() {
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard lock(mutex_);
   const bool was_queued = waiting_ == Waiting::kForMemory;
   waiting_ = Waiting::kForNothing;
   waiter_ = nullptr;
@@ -213,7 +220,7 @@ bool Call::AfterWaiting() {
 }
 
 bool Call::ShouldExpire(absl::Time now) {
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard lock(mutex_);
   if (waiting_ == Waiting::kForNothing || !expired_.ok()) return false;
   const absl::Duration limit =
       waiting_ == Waiting::kForMemory ? environment_.admission_timeout : environment_.idle_timeout;
@@ -260,7 +267,7 @@ void Call::Expire() {
   grpc_call* call = nullptr;
   std::string reason;
   {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     std::swap(call, expiring_);
     reason = std::string(expired_.message());
   }
@@ -273,10 +280,12 @@ void Call::Expire() {
 
 void Call::End(absl::Status status) {
   {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     if (ended_) return;
     ended_ = true;
-    waiting_ = Waiting::kForNothing;
+    // A peer that reads nothing may hold up the status, and with it all that the call holds.
+    waiting_ = Waiting::kForReader;
+    waiting_since_ = absl::Now();
     if (!expired_.ok()) status = expired_;
     final_status_ = status;
   }
@@ -284,7 +293,7 @@ void Call::End(absl::Status status) {
 }
 
 void Call::NoteEndsWell() {
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard lock(mutex_);
   ended_ = true;
 }
 
@@ -293,7 +302,7 @@ void Call::OnEnded() {
   environment_.watchdog.Remove(this);
   CallRecord record;
   {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     record.status = expired_.ok() ? final_status_ : expired_;
   }
   if (record.status.ok() && context_->IsCancelled()) record.status = CallerLeft();

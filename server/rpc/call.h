@@ -14,15 +14,14 @@
 
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "server/rpc/environment.h"
 #include "server/rpc/watchdog.h"
@@ -86,8 +85,6 @@ class Call : public Watched, public std::enable_shared_from_this<Call> {
   std::shared_ptr<const void> kept_memory() const { return kept_; }
 
   Environment& environment_;
-  Session session_;
-  uint64_t bytes_out_ = 0;
 
  private:
   // Destroyed from the last member to the first.
@@ -96,10 +93,17 @@ class Call : public Watched, public std::enable_shared_from_this<Call> {
     MemoryBudget::Reservation reservation;
     std::shared_ptr<ArenaBuffer> gradient;
   };
+  // Before session_, which also holds the gradient: others get the bytes only once they are free.
+  std::shared_ptr<Kept> kept_;
 
+ protected:
+  Session session_;
+  uint64_t bytes_out_ = 0;
+
+ private:
   bool ShouldExpire(absl::Time now) override;
   void Expire() override;
-  absl::Status ExpiryReason() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status ExpiryReason() const;  // REQUIRES: mutex_
 
   // These end the call or start its next operation, or they return true: then the next read was
   // started early, and NextHasCome() says how to go on.
@@ -122,27 +126,28 @@ class Call : public Watched, public std::enable_shared_from_this<Call> {
 
   grpc::ByteBuffer incoming_;
   MemoryBudget::Reservation declarations_;
-  std::shared_ptr<Kept> kept_;
 
-  absl::Mutex mutex_;
-  bool measuring_ ABSL_GUARDED_BY(mutex_) = false;        // while the next message is being read
-  std::optional<bool> has_come_ ABSL_GUARDED_BY(mutex_);  // how that read ended, where it has
-  Waiting waiting_ ABSL_GUARDED_BY(mutex_) = Waiting::kForNothing;
-  absl::Time waiting_since_ ABSL_GUARDED_BY(mutex_);
-  std::shared_ptr<MemoryBudget::Waiter> waiter_ ABSL_GUARDED_BY(mutex_);
-  bool cancelled_ ABSL_GUARDED_BY(mutex_) = false;
-  bool ended_ ABSL_GUARDED_BY(mutex_) = false;
-  grpc_call* expiring_ ABSL_GUARDED_BY(mutex_) = nullptr;  // a reference held for Expire()
-  absl::Status expired_ ABSL_GUARDED_BY(mutex_);           // not OK once the call has expired
-  absl::Status final_status_ ABSL_GUARDED_BY(mutex_);
+  std::mutex mutex_;
+  // Guarded by mutex_.
+  bool measuring_ = false;        // while the next message is being read
+  std::optional<bool> has_come_;  // how that read ended, where it has
+  Waiting waiting_ = Waiting::kForNothing;
+  absl::Time waiting_since_;
+  std::shared_ptr<MemoryBudget::Waiter> waiter_;
+  bool cancelled_ = false;
+  bool ended_ = false;
+  grpc_call* expiring_ = nullptr;  // a reference held for Expire()
+  absl::Status expired_;           // not OK once the call has expired
+  absl::Status final_status_;
 };
 
 template <typename Request>
 void Call::ParseAndTake(const std::string& serialised, MemoryBudget::Reservation declarations) {
   Request request;
   if (!request.ParseFromString(serialised)) {
-    return End(absl::InvalidArgumentError(absl::StrCat(
-        "a message of ", serialised.size(), " bytes is not a valid ", request.GetTypeName())));
+    return End(absl::InvalidArgumentError(
+        absl::StrCat("a message of ", serialised.size(), " bytes is not a valid ",
+                     request.GetTypeName(), ": it is damaged, or a name in it is not UTF-8")));
   }
   switch (request.payload_case()) {
     case Request::kStart: {

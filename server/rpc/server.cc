@@ -1,11 +1,13 @@
 #include "server/rpc/server.h"
 
+#include <grpc/grpc.h>
 #include <grpcpp/health_check_service_interface.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <random>
 #include <string_view>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -103,6 +105,9 @@ absl::Status Server::Listen(const Options& options) {
   builder.SetMaxReceiveMessageSize(static_cast<int>(
       std::min<uint64_t>(options.max_message_bytes * kTransportMessageFactor, INT32_MAX)));
   builder.SetMaxSendMessageSize(-1);
+  // gRPC would inflate a message whole before it looks at its size: 32 MiB become 32 GiB.
+  builder.SetCompressionAlgorithmSupportStatus(GRPC_COMPRESS_DEFLATE, false);
+  builder.SetCompressionAlgorithmSupportStatus(GRPC_COMPRESS_GZIP, false);
   std::vector<int> ports(options.listen.size());
   for (size_t i = 0; i < options.listen.size(); ++i) {
     builder.AddListeningPort(options.listen[i], grpc::InsecureServerCredentials(), &ports[i]);
@@ -112,8 +117,8 @@ absl::Status Server::Listen(const Options& options) {
   for (size_t i = 0; i < ports.size(); ++i) {
     if (ports[i] == 0) {
       return absl::UnavailableError(absl::StrFormat(
-          "cannot listen on %s: the address is taken, not this machine's, or not permitted; "
-          "choose another with --listen",
+          "cannot listen on %s: the address is taken, not this machine's, in a folder that is "
+          "not there, or not permitted; choose another with --listen",
           options.listen[i]));
     }
     addresses_.push_back(WithPort(options.listen[i], ports[i]));
@@ -125,7 +130,12 @@ absl::Status Server::Listen(const Options& options) {
 
 void Server::Drain(absl::Duration timeout) {
   server_->GetHealthCheckService()->SetServingStatus(false);
-  server_->Shutdown(absl::ToChronoTime(absl::Now() + timeout));
+  const absl::Time deadline = absl::Now() + timeout;
+  std::thread shutdown([&] { server_->Shutdown(absl::ToChronoTime(deadline)); });
+  // Watches of the health service have no end of their own: they'd keep it until the deadline.
+  watchdog_.AwaitNone(deadline);
+  grpc_server_cancel_all_calls(server_->c_server());
+  shutdown.join();
 }
 
 Server::~Server() {

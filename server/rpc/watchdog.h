@@ -4,13 +4,13 @@
 #ifndef GRADCLIP_SERVER_RPC_WATCHDOG_H_
 #define GRADCLIP_SERVER_RPC_WATCHDOG_H_
 
+#include <condition_variable>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <thread>
 #include <unordered_map>
 
-#include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 
 namespace gradclip {
@@ -36,14 +36,18 @@ class Watchdog {
   // Shares in owning `watched` until Remove().
   void Add(std::shared_ptr<Watched> watched);
   void Remove(Watched* watched);
+  // Waits until nothing is watched, or for the deadline.
+  void AwaitNone(absl::Time deadline);
 
  private:
   void Run(absl::Duration interval, absl::Duration chore_interval,
            const std::function<void()>& chore);
 
-  absl::Mutex mutex_;
-  std::unordered_map<Watched*, std::shared_ptr<Watched>> watched_ ABSL_GUARDED_BY(mutex_);
-  bool stop_ ABSL_GUARDED_BY(mutex_) = false;
+  std::mutex mutex_;
+  std::condition_variable changed_;  // nothing is watched any more, or stop_
+  // Guarded by mutex_.
+  std::unordered_map<Watched*, std::shared_ptr<Watched>> watched_;
+  bool stop_ = false;
   std::thread thread_;
 };
 

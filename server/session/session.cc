@@ -5,6 +5,7 @@
 #include <cstring>
 #include <utility>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 
@@ -14,6 +15,15 @@ namespace {
 // The largest multiple of `size`, a power of two, that is not over `bytes`.
 constexpr uint64_t RoundDown(uint64_t bytes, size_t size) {
   return bytes & ~uint64_t{size - 1};
+}
+
+// Statuses travel in headers, which are a few kilobytes; the end, with the index, says most.
+std::string Shortened(const std::string& element) {
+  constexpr size_t kShownBytes = 150;
+  const std::string end = element.size() <= kShownBytes
+                              ? element
+                              : "..." + element.substr(element.size() - kShownBytes);
+  return absl::Utf8SafeCEscape(end);
 }
 
 }  // namespace
@@ -223,7 +233,7 @@ absl::Status Session::Decide(double total_norm) {
     return absl::FailedPreconditionError(absl::StrFormat(
         "the total norm is %g, and nonfinite is NONFINITE_ERROR: %d elements are NaN or infinite, "
         "the first of them %s",
-        total_norm, norm.nonfinite_elements(), norm.first_nonfinite()));
+        total_norm, norm.nonfinite_elements(), Shortened(norm.first_nonfinite())));
   }
   const ClipDecision decision = gradclip::Decide(spec_.rule, total_norm);
   result_.set_coefficient(decision.coefficient);
