@@ -23,6 +23,9 @@ namespace {
 // much is refused by gRPC in its own, before it is held in memory.
 constexpr uint64_t kTransportMessageFactor = 4;
 
+// For what gRPC has still to write when the last call has ended; it does not say when it has.
+constexpr absl::Duration kTimeToHear = absl::Milliseconds(100);
+
 // What parsed start messages of all calls may hold: beside the gradients, never waiting for them.
 uint64_t DeclarationBudget(uint64_t memory_budget) {
   return std::max<uint64_t>(uint64_t{64} << 20, memory_budget / 16);
@@ -133,7 +136,9 @@ void Server::Drain(absl::Duration timeout) {
   const absl::Time deadline = absl::Now() + timeout;
   std::thread shutdown([&] { server_->Shutdown(absl::ToChronoTime(deadline)); });
   // Watches of the health service have no end of their own: they'd keep it until the deadline.
+  // They are cut once no call runs and they have had time to hear that the server is going away.
   watchdog_.AwaitNone(deadline);
+  absl::SleepFor(std::min(kTimeToHear, deadline - absl::Now()));
   grpc_server_cancel_all_calls(server_->c_server());
   shutdown.join();
 }

@@ -154,6 +154,39 @@ TEST_F(ServerTest, RefusesTooManyTensorsUnparsed) {
   EXPECT_THAT(reply.status.error_message(), HasSubstr("(--max-tensors)"));
 }
 
+TEST_F(ServerTest, RefusesDeclarationsThatNeverFitWithTheLimitsFlag) {
+  // 2 MiB of empty tensors: parsed, they take more than the 64 MiB that are there.
+  options_.max_tensors = uint64_t{1} << 32;
+  Serve();
+  v1::ClipGradNormRequest start = ClipStart(1, 1);
+  for (int i = 0; i < (1 << 20); ++i) start.mutable_start()->add_tensors();
+  const Reply reply = Clip({start});
+  EXPECT_EQ(reply.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_THAT(reply.status.error_message(),
+              HasSubstr("the limit is 67108864 (a sixteenth of --memory-budget"));
+}
+
+TEST_F(ServerTest, RefusesCompressedMessagesForTheyCouldBeBombs) {
+  Serve();
+  grpc::ClientContext context;
+  context.set_compression_algorithm(GRPC_COMPRESS_GZIP);
+  const auto stream = stub_->ClipGradNorm(&context);
+  stream->Write(ClipStart(1, 1 << 20));
+  stream->Write(Data(std::string(4 << 20, '\0')));
+  EXPECT_EQ(Drain(*stream).status.error_code(), grpc::StatusCode::UNIMPLEMENTED);
+}
+
+TEST_F(ServerTest, ShortensANameThatWouldNotFitIntoAStatus) {
+  Serve();
+  v1::ClipGradNormRequest start = ClipStart(1, 1);
+  start.mutable_start()->set_nonfinite(v1::NONFINITE_ERROR);
+  start.mutable_start()->mutable_tensors(0)->set_name(std::string(1 << 20, 'n'));
+  const Reply reply = Clip({start, Data(Bytes(std::vector<float>{NAN}))});
+  EXPECT_EQ(reply.status.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+  EXPECT_THAT(reply.status.error_message(), HasSubstr("the first of them ...nnn"));
+  EXPECT_THAT(reply.status.error_message(), HasSubstr("nnn[0]"));
+}
+
 TEST_F(ServerTest, RefusesMalformedStreams) {
   Serve();
   const v1::ClipGradNormRequest start = ClipStart(1, 2);
