@@ -20,10 +20,6 @@ class LargeMessages : public ServerTest {
  protected:
   LargeMessages() { Serve(); }
 
-  void AwaitNothingReserved() {
-    while (server_->reserved_bytes() > 0) std::this_thread::yield();
-  }
-
   // kElements of `value`, clipped to half their norm, in `count` messages; what comes back.
   Reply ClipToHalf(float value, size_t count = 16) {
     const std::string message = Bytes(std::vector<float>(kMessageBytes / 4, value));

@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <memory>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -56,6 +57,11 @@ class ServerTest : public testing::Test {
     channel_ = grpc::CreateCustomChannel(server_->addresses()[address],
                                          grpc::InsecureChannelCredentials(), arguments);
     return v1::GradClip::NewStub(channel_);
+  }
+
+  // A call's memory is free a moment after its caller has seen the end.
+  void AwaitNothingReserved() {
+    while (server_->reserved_bytes() > 0) std::this_thread::yield();
   }
 
   static v1::ClipGradNormRequest ClipStart(double max_norm, int64_t elements) {

@@ -124,7 +124,7 @@ TEST_F(ServerTest, EndsACallWhoseReplyIsNotRead) {
   // Finish() alone would wait for the replies to be read; only the end of the call frees the
   // budget.
   while (server_->reserved_bytes() == 0) std::this_thread::yield();
-  while (server_->reserved_bytes() != 0) std::this_thread::yield();
+  AwaitNothingReserved();
   EXPECT_EQ(Drain(*stream).status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
 }
 
@@ -303,7 +303,7 @@ TEST_F(ServerTest, AnswersManyCallsAtOnceWithTheSameBits) {
     });
   }
   for (std::thread& caller : callers) caller.join();
-  EXPECT_EQ(server_->reserved_bytes(), 0u);
+  AwaitNothingReserved();
 }
 
 }  // namespace
