@@ -8,24 +8,23 @@
 #include <cerrno>
 #include <cstdio>
 #include <filesystem>
+#include <mutex>
 #include <random>
 #include <set>
 #include <system_error>
 #include <utility>
 
-#include "absl/base/attributes.h"
-#include "absl/base/const_init.h"
 #include "absl/strings/str_cat.h"
-#include "absl/synchronization/mutex.h"
 
 namespace gradclip {
 namespace {
 
 // The temporary files of this process. A set of the whole process, because so are the signals that
 // end it. Held for each name's making and renaming, never while bytes are written.
-ABSL_CONST_INIT absl::Mutex g_mutex(absl::kConstInit);
+constinit std::mutex g_mutex;
 
-std::set<std::string>& Temporaries() ABSL_EXCLUSIVE_LOCKS_REQUIRED(g_mutex) {
+// REQUIRES: g_mutex is held.
+std::set<std::string>& Temporaries() {
   static auto* const temporaries = new std::set<std::string>;
   return *temporaries;
 }
@@ -56,7 +55,7 @@ int MakeTemporary(const std::string& path, std::string& name) {
     const uint64_t tag = (uint64_t{random()} << 32) | random();
     name = absl::StrCat(FolderOf(path), "/.", whole.filename().string().substr(0, 200), ".",
                         absl::Hex(tag, absl::kZeroPad16), ".tmp");
-    absl::MutexLock lock(&g_mutex);
+    std::lock_guard lock(g_mutex);
     const int file = open(name.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (file >= 0) Temporaries().insert(name);
     if (file >= 0 || errno != EEXIST) return file;
@@ -65,7 +64,7 @@ int MakeTemporary(const std::string& path, std::string& name) {
 }
 
 void Remove(const std::string& temporary) {
-  absl::MutexLock lock(&g_mutex);
+  std::lock_guard lock(g_mutex);
   Temporaries().erase(temporary);
   unlink(temporary.c_str());
 }
@@ -140,7 +139,7 @@ absl::Status StagedFile::CommitAll(std::span<StagedFile> files) {
   std::set<std::string> folders;
   {
     // One lock over all, so that a signal finds all of them renamed or none.
-    absl::MutexLock lock(&g_mutex);
+    std::lock_guard lock(g_mutex);
     for (StagedFile& file : files) {
       if (rename(file.temporary_.c_str(), file.path_.c_str()) != 0) return Failed(file.path_);
       Temporaries().erase(file.temporary_);
@@ -160,7 +159,7 @@ StagedFile::StagedFile(StagedFile&& other) noexcept
     : path_(std::move(other.path_)), temporary_(std::exchange(other.temporary_, {})) {}
 
 void RemoveStagedFiles() {
-  g_mutex.Lock();  // and never unlocks
+  g_mutex.lock();  // and never unlocks
   for (const std::string& temporary : Temporaries()) unlink(temporary.c_str());
 }
 

@@ -76,9 +76,9 @@ void Connection::Cut() {
 
 absl::StatusOr<std::shared_ptr<Connection>> SharedConnection::Get(absl::Time deadline) {
   {
-    absl::MutexLock lock(&mutex_);
-    const auto idle = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return !connecting_; };
-    if (!mutex_.AwaitWithDeadline(absl::Condition(&idle), deadline)) {
+    std::unique_lock lock(mutex_);
+    const auto idle = [this] { return !connecting_; };
+    if (!idle_.wait_until(lock, absl::ToChronoTime(deadline), idle)) {
       return absl::DeadlineExceededError("not connected before the call's timeout");
     }
     if (current_ != nullptr && current_->Alive()) return current_;
@@ -86,15 +86,16 @@ absl::StatusOr<std::shared_ptr<Connection>> SharedConnection::Get(absl::Time dea
     connecting_ = true;
   }
   absl::StatusOr<std::shared_ptr<Connection>> opened = Connection::Open(address_, deadline);
-  absl::MutexLock lock(&mutex_);
+  std::lock_guard lock(mutex_);
   connecting_ = false;
+  idle_.notify_all();
   if (opened.ok()) current_ = *opened;
   return opened;
 }
 
 void SharedConnection::Drop(const std::shared_ptr<Connection>& connection) {
   std::shared_ptr<Connection> dropped;  // destroyed after the lock is released
-  absl::MutexLock lock(&mutex_);
+  std::lock_guard lock(mutex_);
   if (current_ == connection) dropped = std::move(current_);
 }
 

@@ -8,14 +8,14 @@
 #ifndef GRADCLIP_CLIENT_GRADCLIP_CONNECTION_H_
 #define GRADCLIP_CLIENT_GRADCLIP_CONNECTION_H_
 
+#include <condition_variable>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <utility>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "grpcpp/channel.h"
 
@@ -64,9 +64,11 @@ class SharedConnection {
 
  private:
   const std::string address_;
-  absl::Mutex mutex_;
-  bool connecting_ ABSL_GUARDED_BY(mutex_) = false;
-  std::shared_ptr<Connection> current_ ABSL_GUARDED_BY(mutex_);
+  std::mutex mutex_;
+  std::condition_variable idle_;
+  // Guarded by mutex_.
+  bool connecting_ = false;
+  std::shared_ptr<Connection> current_;
 };
 
 }  // namespace gradclip

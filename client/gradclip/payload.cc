@@ -24,7 +24,7 @@ void AppendHeader(char tag, uint64_t length, std::string& out) {
 grpc::Slice Ledger::Lend(const std::shared_ptr<Ledger>& ledger, const std::byte* data,
                          size_t bytes) {
   {
-    absl::MutexLock lock(&ledger->mutex_);
+    std::lock_guard lock(ledger->mutex_);
     ++ledger->lent_;
     ledger->self_ = ledger;
   }
@@ -35,14 +35,20 @@ grpc::Slice Ledger::Lend(const std::shared_ptr<Ledger>& ledger, const std::byte*
 void Ledger::GiveBack(void* ledger) {
   auto* const self = static_cast<Ledger*>(ledger);
   std::shared_ptr<Ledger> last;  // which may destroy the ledger, after the lock is released
-  absl::MutexLock lock(&self->mutex_);
-  if (--self->lent_ == 0) last = std::move(self->self_);
+  std::lock_guard lock(self->mutex_);
+  if (--self->lent_ > 0) return;
+  last = std::move(self->self_);
+  self->returned_.notify_all();
 }
 
 bool Ledger::AwaitReturn(absl::Duration patience) {
-  absl::MutexLock lock(&mutex_);
-  const auto returned = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return lent_ == 0; };
-  return mutex_.AwaitWithTimeout(absl::Condition(&returned), patience);
+  std::unique_lock lock(mutex_);
+  const auto returned = [this] { return lent_ == 0; };
+  if (patience != absl::InfiniteDuration()) {
+    return returned_.wait_for(lock, absl::ToChronoNanoseconds(patience), returned);
+  }
+  returned_.wait(lock, returned);
+  return true;
 }
 
 Payload::Payload(std::span<const Tensor> tensors, uint64_t total_bytes, uint64_t message_bytes)

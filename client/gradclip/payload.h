@@ -3,15 +3,15 @@
 #ifndef GRADCLIP_CLIENT_GRADCLIP_PAYLOAD_H_
 #define GRADCLIP_CLIENT_GRADCLIP_PAYLOAD_H_
 
+#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <span>
 #include <string>
 #include <vector>
 
-#include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "gradclip/client.h"
 #include "grpcpp/support/byte_buffer.h"
@@ -32,9 +32,11 @@ class Ledger {
  private:
   static void GiveBack(void* ledger);
 
-  absl::Mutex mutex_;
-  int64_t lent_ ABSL_GUARDED_BY(mutex_) = 0;
-  std::shared_ptr<Ledger> self_ ABSL_GUARDED_BY(mutex_);  // while slices are out
+  std::mutex mutex_;
+  std::condition_variable returned_;
+  // Guarded by mutex_.
+  int64_t lent_ = 0;
+  std::shared_ptr<Ledger> self_;  // while slices are out
 };
 
 // Cuts one gradient into the messages of one call, once through. Not thread-safe. The tensors and

@@ -140,7 +140,7 @@ absl::StatusOr<std::shared_ptr<const Declaration>> StartCache::Get(
     std::span<const Tensor> tensors) {
   std::vector<std::shared_ptr<const Declaration>> kept;
   {
-    absl::MutexLock lock(&mutex_);
+    std::lock_guard lock(mutex_);
     kept = kept_;
   }
   for (auto one = kept.rbegin(); one != kept.rend(); ++one) {
@@ -148,7 +148,7 @@ absl::StatusOr<std::shared_ptr<const Declaration>> StartCache::Get(
   }
   absl::StatusOr<std::shared_ptr<const Declaration>> made = Declaration::Make(tensors);
   if (!made.ok()) return made;
-  absl::MutexLock lock(&mutex_);
+  std::lock_guard lock(mutex_);
   if (kept_.size() == kKept) kept_.erase(kept_.begin());
   kept_.push_back(*made);
   return made;

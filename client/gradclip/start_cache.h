@@ -8,13 +8,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <span>
 #include <string>
 #include <vector>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
-#include "absl/synchronization/mutex.h"
 #include "gradclip/client.h"
 #include "grpcpp/support/slice.h"
 
@@ -51,8 +50,8 @@ class StartCache {
   absl::StatusOr<std::shared_ptr<const Declaration>> Get(std::span<const Tensor> tensors);
 
  private:
-  absl::Mutex mutex_;
-  std::vector<std::shared_ptr<const Declaration>> kept_ ABSL_GUARDED_BY(mutex_);  // newest last
+  std::mutex mutex_;
+  std::vector<std::shared_ptr<const Declaration>> kept_;  // newest last; guarded by mutex_
 };
 
 }  // namespace gradclip

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <memory>
 #include <string>
 
 #include "server/backend/backend.h"
@@ -27,9 +28,9 @@ struct Outcome {
 };
 
 Outcome Run(const v1::ClipGradNormStart& start, std::string_view gradient, size_t cut_bytes) {
-  static const Backend& backend = **new auto(*MakeBackend("auto"));
-  static ArenaPool& arenas = *new ArenaPool;
-  Session session(kMaxCallBytes, backend, arenas);
+  static const std::unique_ptr<Backend> backend = MakeBackend("auto").value();
+  static ArenaPool arenas;
+  Session session(kMaxCallBytes, *backend, arenas);
   Outcome outcome;
   outcome.status = session.Start(start);
   while (outcome.status.ok() && !gradient.empty()) {

@@ -75,7 +75,7 @@ GRADCLIP_INLINE Doubles WidenAt(const std::byte* from) {
 #elif defined(__AVX2__)
   return (Doubles)_mm256_cvtps_pd(_mm_loadu_ps((const float*)from));
 #elif defined(__SSE2__)
-  return (Doubles)_mm_cvtps_pd(_mm_castpd_ps(_mm_load_sd((const double*)from)));
+  return (Doubles)_mm_cvtps_pd(_mm_castsi128_ps(_mm_loadl_epi64((const __m128i*)from)));
 #else
   float x[2];
   __builtin_memcpy(x, from, sizeof x);

@@ -69,6 +69,12 @@ class ClientTest : public ::testing::Test {
     };
   }
 
+  // What the last clip sent.
+  const Received<v1::ClipGradNormStart>& clip() {
+    server_.clip.Look();
+    return clip_;
+  }
+
   FakeServer server_;
   Client client_{server_.address()};
   Received<v1::ClipGradNormStart> clip_;
@@ -108,6 +114,7 @@ TEST_F(ClientTest, SendsTheGradientAndAnswersWithTheNorm) {
   EXPECT_EQ(answer->tensors[0].nonfinite_elements, 2u);
   EXPECT_EQ(answer->tensors[0].zero_elements, 6u);
 
+  server_.compute_norm.Look();
   ASSERT_EQ(received.starts.size(), 1u);
   const v1::ComputeNormStart& start = received.starts[0];
   EXPECT_EQ(start.tensors_size(), 3);
@@ -128,9 +135,9 @@ TEST_F(ClientTest, SendsTheSameStreamInMessagesOfEverySize) {
     Client client(server_.address(), options);
     const auto answer = client.Clip(gradient, MaxNorm(1));
     ASSERT_TRUE(answer.ok()) << answer.status();
-    EXPECT_EQ(clip_.data(), all);
-    EXPECT_EQ(clip_.messages.size(), (all.size() + message_bytes - 1) / message_bytes);
-    EXPECT_EQ(clip_.messages[0].size(), std::min<uint64_t>(message_bytes, all.size()));
+    EXPECT_EQ(clip().data(), all);
+    EXPECT_EQ(clip().messages.size(), (all.size() + message_bytes - 1) / message_bytes);
+    EXPECT_EQ(clip().messages[0].size(), std::min<uint64_t>(message_bytes, all.size()));
   }
 }
 
@@ -141,8 +148,8 @@ TEST_F(ClientTest, SendsThreeByteMessages) {
   Client client(server_.address(), options);
   std::vector<float> a = Numbers(50);
   ASSERT_TRUE(client.Clip({{TensorOf("a", a)}}, MaxNorm(1)).ok());
-  EXPECT_EQ(clip_.data(), BytesOf(a));
-  EXPECT_EQ(clip_.messages.size(), 67u);
+  EXPECT_EQ(clip().data(), BytesOf(a));
+  EXPECT_EQ(clip().messages.size(), 67u);
 }
 
 TEST_F(ClientTest, DeclaresEveryOptionOfAClip) {
@@ -154,7 +161,7 @@ TEST_F(ClientTest, DeclaresEveryOptionOfAClip) {
   options.total_norm = 9;
   options.norm.norm_type = 1;
   ASSERT_TRUE(client_.Clip({{TensorOf("a", a)}}, options).ok());
-  const v1::ClipGradNormStart start = clip_.starts.at(0);
+  const v1::ClipGradNormStart start = clip().starts.at(0);
   EXPECT_EQ(start.max_norm(), 0.75);
   EXPECT_EQ(start.epsilon(), 1e-3);
   EXPECT_EQ(start.nonfinite(), v1::NONFINITE_ZERO);
@@ -164,9 +171,9 @@ TEST_F(ClientTest, DeclaresEveryOptionOfAClip) {
   EXPECT_FALSE(start.has_group());
 
   ASSERT_TRUE(client_.Clip({{TensorOf("a", a)}}, MaxNorm(kInfinity)).ok());
-  EXPECT_EQ(clip_.starts.at(0).reply(), v1::REPLY_COEFFICIENT);
-  EXPECT_FALSE(clip_.starts.at(0).has_total_norm());
-  EXPECT_EQ(clip_.starts.at(0).max_norm(), kInfinity);
+  EXPECT_EQ(clip().starts.at(0).reply(), v1::REPLY_COEFFICIENT);
+  EXPECT_FALSE(clip().starts.at(0).has_total_norm());
+  EXPECT_EQ(clip().starts.at(0).max_norm(), kInfinity);
 }
 
 TEST_F(ClientTest, ScalesTheCallersMemoryByTheCoefficient) {
@@ -239,6 +246,7 @@ TEST_F(ClientTest, ReadsWhileItWritesWhereTheTotalNormIsKnown) {
   call.timeout = absl::Seconds(60);
   const auto answer = client_.Clip({{TensorOf("a", a)}}, options, call);
   ASSERT_TRUE(answer.ok()) << answer.status();
+  server_.clip.Look();
   EXPECT_THAT(most_ahead, 64u);
   EXPECT_EQ(std::count(a.begin(), a.end(), expected), static_cast<int64_t>(a.size()));
 }
@@ -247,8 +255,8 @@ TEST_F(ClientTest, ClipsNothing) {
   AnswerClips(1);
   const auto answer = client_.Clip({}, MaxNorm(1));
   ASSERT_TRUE(answer.ok()) << answer.status();
-  EXPECT_EQ(clip_.starts.size(), 1u);
-  EXPECT_EQ(clip_.messages.size(), 0u);
+  EXPECT_EQ(clip().starts.size(), 1u);
+  EXPECT_EQ(clip().messages.size(), 0u);
   Tensor empty{"e", DType::kFloat64, {3, 0}, nullptr};
   EXPECT_TRUE(client_.Clip({&empty, 1}, MaxNorm(1, ReplyMode::kGradient)).ok());
 }
@@ -266,9 +274,9 @@ TEST_F(ClientTest, SendsAStartOfManyTensors) {
   for (int round = 0; round < 2; ++round) {
     const auto answer = client_.Clip(gradient, MaxNorm(1));
     ASSERT_TRUE(answer.ok()) << answer.status();
-    EXPECT_EQ(clip_.starts.at(0).tensors_size(), 4000);
-    EXPECT_EQ(clip_.starts.at(0).tensors(3999).name(), "layers.3999.attention.output.weight");
-    EXPECT_EQ(clip_.messages.size(), 1u);
+    EXPECT_EQ(clip().starts.at(0).tensors_size(), 4000);
+    EXPECT_EQ(clip().starts.at(0).tensors(3999).name(), "layers.3999.attention.output.weight");
+    EXPECT_EQ(clip().messages.size(), 1u);
   }
   EXPECT_THAT(memory, Each(0.5f));
 }

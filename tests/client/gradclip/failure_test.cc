@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <memory>
+#include <mutex>
 #include <span>
 #include <string>
 #include <thread>
@@ -13,7 +14,6 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "gmock/gmock.h"
@@ -73,7 +73,7 @@ TEST(ClientFailure, GivesTheServersStatusWithItsAddress) {
       grpc::StatusCode::INTERNAL,           grpc::StatusCode::DEADLINE_EXCEEDED,
       grpc::StatusCode::DATA_LOSS};
   for (const grpc::StatusCode code : codes) {
-    server.compute_norm = [&](NormStream& stream, v1::ComputeNormResponse&) {
+    server.compute_norm = [code](NormStream& stream, v1::ComputeNormResponse&) {
       ReadAll(stream);
       return grpc::Status(code, "tensor \"w\": it is so");
     };
@@ -139,16 +139,16 @@ TEST(ClientFailure, WaitsLongerBeforeEachTry) {
   options.max_retries = 3;
   options.initial_backoff = absl::Milliseconds(20);
   Client client(server.address(), options);
-  absl::Mutex mutex;  // the server's threads are several
+  std::mutex mutex;  // the server's threads are several
   std::vector<absl::Time> calls;
   server.clip = [&](ClipStream&) {
-    absl::MutexLock lock(&mutex);
+    std::lock_guard lock(mutex);
     calls.push_back(absl::Now());
     return grpc::Status(grpc::StatusCode::UNAVAILABLE, "draining");
   };
   Gradient gradient(10);
   EXPECT_FALSE(client.Clip(gradient.tensors(), MaxNormOne()).ok());
-  absl::MutexLock lock(&mutex);
+  std::lock_guard lock(mutex);
   ASSERT_EQ(calls.size(), 4u);
   // 20, 40 and 80 ms, of which at least half is waited.
   for (int i = 0; i < 3; ++i) EXPECT_GE(calls[i + 1] - calls[i], absl::Milliseconds(10 << i)) << i;

@@ -8,6 +8,8 @@ foreach(object IN LISTS objects)
   if(NOT symbols MATCHES "gradclip::k[A-Z][a-z0-9]+Kernels")
     message(FATAL_ERROR "${object} exports no table of kernels:\n${symbols}")
   endif()
+  # What sanitizers refer to: a pointer, no code.
+  string(REGEX REPLACE "[^\n]* V DW\\.ref\\.[^\n]*" "" symbols "${symbols}")
   if(symbols MATCHES " [TWVui] [^\n]*")
     message(FATAL_ERROR "${object} exports code:${CMAKE_MATCH_0}")
   endif()
