@@ -13,6 +13,7 @@
 #include "client/command/output.h"
 #include "client/command/progress.h"
 #include "client/command/verbs.h"
+#include "server/options/bytes.h"
 
 namespace gradclip {
 namespace {
@@ -172,11 +173,11 @@ void AddBenchVerb(CLI::App& app, Action& chosen) {
       *app.add_subcommand("bench", "Measure how fast a server clips a gradient made up here");
   const auto flags = std::make_shared<BenchFlags>();
   flags->server.AddTo(verb);
-  verb.add_option("--bytes", flags->bytes, "Size of the gradient: 65536, 64MiB, 1GiB, 1.5GB")
+  verb.add_option("--bytes", flags->bytes, "Size of the gradient: 65536, 64MiB, 1GiB, 2GB")
       ->type_name("SIZE")
       ->capture_default_str()
       ->check([](const std::string& text) {
-        return ParseBytes(text).has_value()
+        return ParseBytes(text).ok()
                    ? std::string()
                    : absl::StrCat("must be a size such as 65536, 64MiB or 1GiB, not ", text);
       });

@@ -10,8 +10,8 @@
 #include "absl/strings/str_cat.h"
 #include "client/command/flags.h"
 #include "client/command/output.h"
-#include "client/command/suggest.h"
 #include "client/command/verbs.h"
+#include "server/options/suggest.h"
 
 namespace gradclip {
 namespace {

@@ -122,26 +122,6 @@ CLI::Validator WordCheck(std::vector<std::string> words) {
       "");
 }
 
-std::optional<uint64_t> ParseBytes(absl::string_view text) {
-  constexpr std::pair<absl::string_view, double> kUnits[] = {
-      {"KiB", 0x1p10}, {"MiB", 0x1p20}, {"GiB", 0x1p30}, {"TiB", 0x1p40}, {"kB", 1e3},
-      {"KB", 1e3},     {"MB", 1e6},     {"GB", 1e9},     {"TB", 1e12},    {"B", 1},
-  };
-  double unit = 1;
-  for (const auto& [name, bytes] : kUnits) {
-    if (!absl::EndsWith(text, name)) continue;
-    text.remove_suffix(name.size());
-    unit = bytes;
-    break;
-  }
-  double number = 0;
-  // 2^53: up to there a double counts every byte.
-  if (!absl::SimpleAtod(text, &number) || !(number * unit >= 1 && number * unit <= 0x1p53)) {
-    return std::nullopt;
-  }
-  return static_cast<uint64_t>(number * unit);
-}
-
 absl::Status UsageError(absl::string_view verb, absl::string_view message) {
   return absl::InvalidArgumentError(
       absl::StrCat(message, "; see gradclip ", verb, verb.empty() ? "" : " ", "--help"));

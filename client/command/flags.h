@@ -2,8 +2,6 @@
 #ifndef GRADCLIP_CLIENT_COMMAND_FLAGS_H_
 #define GRADCLIP_CLIENT_COMMAND_FLAGS_H_
 
-#include <cstdint>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -47,9 +45,6 @@ CLI::Validator NumberCheck(const std::string& rule, double least, double most, b
 
 // For option->check(): one of the words.
 CLI::Validator WordCheck(std::vector<std::string> words);
-
-// "4096", "64KiB", "1GiB", "1.5GB"; nullopt for what is no size of at least one byte.
-std::optional<uint64_t> ParseBytes(absl::string_view text);
 
 // A mistake in how `verb` was called.
 absl::Status UsageError(absl::string_view verb, absl::string_view message);

@@ -23,12 +23,16 @@ constexpr std::array<Unit, 4> kBinaryUnits = {{{"TiB", uint64_t{1} << 40},
                                                {"GiB", uint64_t{1} << 30},
                                                {"MiB", uint64_t{1} << 20},
                                                {"KiB", uint64_t{1} << 10}}};
-constexpr std::array<Unit, 6> kOtherUnits = {{{"T", 1'000'000'000'000},
-                                              {"G", 1'000'000'000},
-                                              {"M", 1'000'000},
-                                              {"k", 1'000},
-                                              {"B", 1},
-                                              {"", 1}}};
+constexpr std::array<Unit, 10> kOtherUnits = {{{"TB", 1'000'000'000'000},
+                                               {"T", 1'000'000'000'000},
+                                               {"GB", 1'000'000'000},
+                                               {"G", 1'000'000'000},
+                                               {"MB", 1'000'000},
+                                               {"M", 1'000'000},
+                                               {"kB", 1'000},
+                                               {"k", 1'000},
+                                               {"B", 1},
+                                               {"", 1}}};
 
 // 0: there is no such unit.
 uint64_t UnitBytes(absl::string_view name) {

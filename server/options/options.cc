@@ -5,7 +5,6 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <map>
-#include <numeric>
 #include <utility>
 
 #include "absl/strings/ascii.h"
@@ -18,6 +17,7 @@
 #include "server/memory/limits.h"
 #include "server/options/bytes.h"
 #include "server/options/flags.h"
+#include "server/options/suggest.h"
 
 namespace gradclip {
 namespace {
@@ -39,40 +39,18 @@ std::string VariableName(absl::string_view flag) {
                       absl::AsciiStrToUpper(absl::StrReplaceAll(flag, {{"-", "_"}})));
 }
 
-// Levenshtein's: the fewest characters to insert, delete or replace to make `a` of `b`.
-size_t EditDistance(absl::string_view a, absl::string_view b) {
-  std::vector<size_t> row(b.size() + 1);
-  std::iota(row.begin(), row.end(), 0);
-  for (size_t i = 0; i < a.size(); ++i) {
-    size_t diagonal = std::exchange(row[0], i + 1);
-    for (size_t j = 0; j < b.size(); ++j) {
-      const size_t replaced = diagonal + (a[i] != b[j]);
-      diagonal = row[j + 1];
-      row[j + 1] = std::min({replaced, row[j] + 1, row[j + 1] + 1});
-    }
-  }
-  return row.back();
+std::string Dashed(absl::string_view flag) {
+  return absl::StrCat("--", flag);
 }
 
 // "; did you mean --listen?" for the flag (or, as `spell` writes it, variable) closest to `name`;
 // empty where none is close.
 template <typename Spell>
 std::string Suggestion(absl::string_view name, Spell spell) {
-  std::string closest;
-  size_t smallest = std::max<size_t>(2, name.size() / 3) + 1;
-  for (const Flag& flag : AllFlags()) {
-    const std::string spelled = spell(flag.name);
-    const size_t distance = EditDistance(name, spelled);
-    if (distance < smallest) {
-      smallest = distance;
-      closest = spelled;
-    }
-  }
-  return closest.empty() ? "" : absl::StrCat("; did you mean ", closest, "?");
-}
-
-std::string Dashed(absl::string_view flag) {
-  return absl::StrCat("--", flag);
+  std::vector<std::string> known;
+  for (const Flag& flag : AllFlags()) known.push_back(spell(flag.name));
+  const std::optional<std::string> closest = Closest(name, known);
+  return closest.has_value() ? absl::StrCat("; did you mean ", *closest, "?") : "";
 }
 
 absl::Status Refused(const Given& given, absl::string_view value, absl::string_view expected) {

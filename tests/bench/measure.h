@@ -1,5 +1,9 @@
 // Two things measured side by side, so that what the machine does besides hits both alike. Pure
 // functions.
+//
+// Not with Google Benchmark: it times one thing after another, and on a machine that others share
+// the ratio of two such medians moves by more than what is to be shown. Here each round has both,
+// and the ratio is the median of the rounds' ratios.
 #ifndef GRADCLIP_TESTS_BENCH_MEASURE_H_
 #define GRADCLIP_TESTS_BENCH_MEASURE_H_
 

@@ -7,22 +7,6 @@
 namespace gradclip {
 namespace {
 
-TEST(ParseBytes, TakesBinaryAndDecimalUnits) {
-  EXPECT_EQ(ParseBytes("1"), 1u);
-  EXPECT_EQ(ParseBytes("4096"), 4096u);
-  EXPECT_EQ(ParseBytes("7B"), 7u);
-  EXPECT_EQ(ParseBytes("64KiB"), 65536u);
-  EXPECT_EQ(ParseBytes("1GiB"), uint64_t{1} << 30);
-  EXPECT_EQ(ParseBytes("1.5GB"), 1'500'000'000u);
-  EXPECT_EQ(ParseBytes("2 MB"), 2'000'000u);
-}
-
-TEST(ParseBytes, RefusesWhatIsNoSize) {
-  for (const char* text : {"", "0", "-1", "GiB", "1XB", "nan", "inf", "1e300", "0.5", "1 2"}) {
-    EXPECT_EQ(ParseBytes(text), std::nullopt) << text;
-  }
-}
-
 TEST(NumberCheck, RefusesWhatLiesOutsideAndNan) {
   const CLI::Validator at_least = NumberCheck("a number >= 0", 0, 1e300);
   const CLI::Validator over = NumberCheck("a number over 0", 0, 1e300, /*over=*/true);

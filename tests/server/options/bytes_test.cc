@@ -20,6 +20,8 @@ TEST(ParseBytes, ReadsPlainNumbersAndUnits) {
       {"2GiB", uint64_t{2} << 30},
       {"3TiB", uint64_t{3} << 40},
       {"64k", 64'000},
+      {"64kB", 64'000},
+      {"2 MB", 2'000'000},
       {"5M", 5'000'000},
       {"7G", 7'000'000'000},
       {"1T", 1'000'000'000'000},
@@ -34,7 +36,7 @@ TEST(ParseBytes, ReadsPlainNumbersAndUnits) {
 }
 
 TEST(ParseBytes, RefusesEverythingElseAndSaysWhatItTakes) {
-  for (const char* text : {"", " ", "MiB", "-1", "+1", "1.5GiB", "1e9", "0x10", "8mib", "8MB", "8K",
+  for (const char* text : {"", " ", "MiB", "-1", "+1", "1.5GiB", "1e9", "0x10", "8mib", "8mB", "8K",
                            "8 MiB ", " 8MiB", "8MiBs", "8,000", "inf"}) {
     const absl::StatusOr<uint64_t> parsed = ParseBytes(text);
     ASSERT_FALSE(parsed.ok()) << text;

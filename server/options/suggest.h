@@ -1,6 +1,6 @@
 // "Did you mean": the known word that a mistyped one comes closest to. Pure functions.
-#ifndef GRADCLIP_CLIENT_COMMAND_SUGGEST_H_
-#define GRADCLIP_CLIENT_COMMAND_SUGGEST_H_
+#ifndef GRADCLIP_SERVER_OPTIONS_SUGGEST_H_
+#define GRADCLIP_SERVER_OPTIONS_SUGGEST_H_
 
 #include <optional>
 #include <string>
@@ -18,4 +18,4 @@ std::optional<std::string> Closest(absl::string_view word,
 
 }  // namespace gradclip
 
-#endif  // GRADCLIP_CLIENT_COMMAND_SUGGEST_H_
+#endif  // GRADCLIP_SERVER_OPTIONS_SUGGEST_H_

@@ -1,4 +1,4 @@
-#include "client/command/suggest.h"
+#include "server/options/suggest.h"
 
 #include <algorithm>
 
