@@ -7,6 +7,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -65,37 +66,41 @@ inline void SendData(ClipStream& stream, const std::string& data) {
   stream.Write(response);
 }
 
-// What the server does for one RPC. A test sets it between its calls, and what the handler left
-// behind is there after a call. gRPC keeps that order over the network, where ThreadSanitizer does
-// not see it; the lock shows it.
-template <typename Function>
-class Handler {
+// A value that handlers and the test take turns with. A call keeps them in order, but over the
+// network, where ThreadSanitizer does not see it. Thread-safe.
+template <typename Value>
+class Shared {
  public:
-  Handler& operator=(std::function<Function> function) {
-    std::lock_guard lock(mutex_);
-    function_ = std::move(function);
-    return *this;
+  void Set(Value value) {
+    const std::lock_guard lock(mutex_);
+    value_ = std::move(value);
   }
-
-  // Shows the caller what the handlers before have done.
-  void Look() { std::lock_guard lock(mutex_); }
-
-  template <typename... Arguments>
-  grpc::Status operator()(Arguments&... arguments) {
-    std::function<Function> function;
-    {
-      std::lock_guard lock(mutex_);
-      function = function_;
-    }
-    grpc::Status status = function(arguments...);
-    function = nullptr;
-    Look();
-    return status;
+  Value Get() const {
+    const std::lock_guard lock(mutex_);
+    return value_;
   }
 
  private:
-  std::mutex mutex_;
-  std::function<Function> function_;
+  mutable std::mutex mutex_;
+  Value value_{};
+};
+
+// What the server does for one RPC. A test sets it between its calls.
+template <typename Signature>
+class Handler {
+ public:
+  Handler& operator=(std::function<Signature> function) {
+    function_.Set(std::move(function));
+    return *this;
+  }
+
+  template <typename... Arguments>
+  grpc::Status operator()(Arguments&... arguments) const {
+    return function_.Get()(arguments...);
+  }
+
+ private:
+  Shared<std::function<Signature>> function_;
 };
 
 class FakeServer : public v1::GradClip::Service {
