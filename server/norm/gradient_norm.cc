@@ -31,8 +31,12 @@ constexpr double kSmallestSafeSquares = 0x1p-900;
 
 }  // namespace
 
-GradientNorm::GradientNorm(const Backend& backend, double norm_type, bool per_tensor)
-    : backend_(backend), per_tensor_(per_tensor), total_(norm_type), tensor_(norm_type) {}
+GradientNorm::GradientNorm(const Backend& backend, double norm_type, bool per_tensor, double factor)
+    : backend_(backend),
+      per_tensor_(per_tensor),
+      factor_(factor),
+      total_(norm_type),
+      tensor_(norm_type) {}
 
 LaneTerm GradientNorm::term() const {
   return total_.norm_type() == 2 ? LaneTerm::kSquare : LaneTerm::kMagnitude;
@@ -213,7 +217,7 @@ GRADCLIP_OUT_OF_LINE TensorSummary GradientNorm::EndTensorInDefaultEnvironment()
     }
     in_block_ = 0;
   }
-  if (per_tensor_) summary_.norm = tensor_.Norm();
+  if (per_tensor_) summary_.norm = tensor_.Norm(factor_);
   if (counted_) total_.Merge(tensor_);
   tensor_.Clear();
   return summary_;

@@ -15,7 +15,7 @@ namespace gradclip {
 
 // What was found in one tensor.
 struct TensorSummary {
-  double norm = 0;                                  // 0 unless per_tensor; without pre_scale
+  double norm = 0;                                  // times `factor`; 0 unless per_tensor
   uint64_t nonfinite = 0;                           // NaN and infinity
   uint64_t first_nonfinite = ElementCounts::kNone;  // flat index
   uint64_t zeros = 0;                               // 0 unless per_tensor
@@ -24,8 +24,9 @@ struct TensorSummary {
 // The caller's floating-point environment changes nothing.
 class GradientNorm {
  public:
-  // `backend` must outlive this. per_tensor: EndTensor() also gives each tensor's norm and zeros.
-  GradientNorm(const Backend& backend, double norm_type, bool per_tensor);
+  // `backend` must outlive this. per_tensor: EndTensor() also gives each tensor's zeros, and its
+  // norm times `factor`, which is as NormPartial::Norm() takes it.
+  GradientNorm(const Backend& backend, double norm_type, bool per_tensor, double factor = 1);
 
   // The next tensor. counted = false: measured for EndTensor() alone, left out of total().
   void BeginTensor(DType dtype, bool counted);
@@ -33,7 +34,7 @@ class GradientNorm {
   void Add(const std::byte* elements, size_t count);
   TensorSummary EndTensor();
 
-  // Over all counted tensors that have ended.
+  // Over all counted tensors that have ended; the factor is not in it.
   const NormPartial& total() const { return total_; }
 
  private:
@@ -63,6 +64,7 @@ class GradientNorm {
 
   const Backend& backend_;
   const bool per_tensor_;
+  const double factor_;
   NormPartial total_;
   NormPartial tensor_;
 

@@ -101,31 +101,35 @@ GRADCLIP_OUT_OF_LINE void NormPartial::AddScaledInDefaultEnvironment(double larg
   correction_ = corrections - (scaled_ - sum);
 }
 
-double NormPartial::Norm() const {
+double NormPartial::Norm(double factor) const {
   const FloatingPointEnvironment environment;
-  return NormInDefaultEnvironment();
+  return NormInDefaultEnvironment(factor);
 }
 
-GRADCLIP_OUT_OF_LINE double NormPartial::NormInDefaultEnvironment() const {
-  if (kind_ == Kind::kLargest) return largest_;
+GRADCLIP_OUT_OF_LINE double NormPartial::NormInDefaultEnvironment(double factor) const {
+  if (kind_ == Kind::kLargest) return largest_ * factor;
   if (kind_ == Kind::kScaled) {
     if (scaled_ == 0) return largest_;  // 0, infinity or NaN
     // In long double, as scaled^(1 / p) is beyond double for small p while the product need not be.
     const long double scaled = static_cast<long double>(scaled_) + correction_;
-    return static_cast<double>(largest_ * std::pow(scaled, 1.0L / norm_type_));
+    const long double base = static_cast<long double>(largest_) * factor;
+    return static_cast<double>(base * std::pow(scaled, 1.0L / norm_type_));
   }
   FixedPointSum sum = sum_;
   sum.Settle();
   if (sum.state() == State::kNan) return NAN;
   if (sum.state() == State::kInfinite) return INFINITY;
   auto [mantissa, exponent] = sum.Round();
-  if (norm_type_ == 1) return std::ldexp(mantissa, exponent);
-  // The root of the mantissa alone, as the sum may be beyond double while its root is not.
+  // Of sum, root and factor any may be beyond double while the product is not: fractions and
+  // exponents apart.
+  int factor_exponent;
+  const double fraction = std::frexp(factor, &factor_exponent);
+  if (norm_type_ == 1) return std::ldexp(mantissa * fraction, exponent + factor_exponent);
   if (exponent % 2 != 0) {
     mantissa *= 2;
     --exponent;
   }
-  return std::ldexp(std::sqrt(mantissa), exponent / 2);
+  return std::ldexp(std::sqrt(mantissa) * fraction, exponent / 2 + factor_exponent);
 }
 
 FixedPointSum::State NormPartial::state() const {

@@ -41,9 +41,10 @@ class NormPartial {
   // for p = 1, 2 and infinity; for other p merge in block and rank order.
   void Merge(const NormPartial& other);
 
-  // The p-norm of all that was added, rounded once before the root. Infinity where it is beyond the
-  // range of double.
-  double Norm() const;
+  // The p-norm of all that was added, times `factor`, rounded once before the root. Infinity where
+  // the product is beyond the range of double, whatever the norm alone is. REQUIRES: factor is
+  // finite and > 0.
+  double Norm(double factor = 1) const;
 
   // A versioned byte form, the same bytes for the same value, and back. Parse: INVALID_ARGUMENT for
   // what Serialize() can't have written. The form, little-endian:
@@ -61,7 +62,7 @@ class NormPartial {
   using State = FixedPointSum::State;
 
   State state() const;
-  double NormInDefaultEnvironment() const;
+  double NormInDefaultEnvironment(double factor) const;
   void AddScaledInDefaultEnvironment(double largest, double scaled, double correction);
 
   double norm_type_;

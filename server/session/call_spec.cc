@@ -159,11 +159,14 @@ absl::StatusOr<CallSpec> MakeCallSpec(v1::ClipGradNormStart start, uint64_t max_
     return absl::InvalidArgumentError(
         "max_norm is not set; it must be >= 0, and +infinity measures without clipping");
   }
-  spec->rule.max_norm = start.max_norm();
-  if (!(spec->rule.max_norm >= 0)) return OutOfRange("max_norm", spec->rule.max_norm, ">= 0");
-  if (start.has_epsilon()) spec->rule.epsilon = start.epsilon();
-  if (!(spec->rule.epsilon >= 0) || !std::isfinite(spec->rule.epsilon)) {
-    return OutOfRange("epsilon", spec->rule.epsilon, "finite and >= 0");
+  // -0 is >= 0 too, and what is divided by it or multiplied with it would have the wrong sign.
+  if (!(start.max_norm() >= 0)) return OutOfRange("max_norm", start.max_norm(), ">= 0");
+  spec->rule.max_norm = std::fabs(start.max_norm());
+  if (start.has_epsilon()) {
+    if (!(start.epsilon() >= 0) || !std::isfinite(start.epsilon())) {
+      return OutOfRange("epsilon", start.epsilon(), "finite and >= 0");
+    }
+    spec->rule.epsilon = std::fabs(start.epsilon());
   }
   if (!v1::NonfinitePolicy_IsValid(start.nonfinite())) {
     return OutOfRange("nonfinite", start.nonfinite(), "a NonfinitePolicy, 0 to 3");
@@ -175,7 +178,7 @@ absl::StatusOr<CallSpec> MakeCallSpec(v1::ClipGradNormStart start, uint64_t max_
   spec->reply = start.reply();
   if (start.has_total_norm()) {
     if (absl::Status checked = CheckTotalNorm(start); !checked.ok()) return checked;
-    spec->total_norm = start.total_norm();
+    spec->total_norm = std::fabs(start.total_norm());
   }
   if (spec->bytes_to_keep() > max_call_bytes) {
     return absl::ResourceExhaustedError(absl::StrFormat(

@@ -52,7 +52,7 @@ absl::Status Session::Begin(absl::StatusOr<CallSpec> spec) {
   result_.mutable_norm()->set_backend(std::string(backend_.name()));
   if (passes_through()) return Decide(*spec_.total_norm);
 
-  norm_.emplace(backend_, spec_.norm_type, spec_.per_tensor);
+  norm_.emplace(backend_, spec_.norm_type, spec_.per_tensor, spec_.rule.pre_scale);
   if (spec_.bytes_to_keep() > 0) {
     gradient_ = std::make_shared<ArenaBuffer>(arenas_, spec_.bytes_to_keep());
   }
@@ -134,7 +134,7 @@ void Session::LeaveTensor() {
   }
   if (spec_.per_tensor) {
     v1::TensorNorm& listed = *norm.add_tensors();
-    listed.set_norm(spec_.rule.pre_scale * summary.norm);
+    listed.set_norm(summary.norm);
     listed.set_nonfinite_elements(summary.nonfinite);
     listed.set_zero_elements(summary.zeros);
   }
@@ -212,7 +212,7 @@ absl::Status Session::HalfClose() {
   }
   if (passes_through()) return absl::OkStatus();
   EnterTensors();
-  return Decide(spec_.rule.pre_scale * norm_->total().Norm());
+  return Decide(norm_->total().Norm(spec_.rule.pre_scale));
 }
 
 absl::Status Session::Decide(double total_norm) {

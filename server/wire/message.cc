@@ -22,8 +22,11 @@ constexpr int kMaxLengthBytes = 5;          // protobuf refuses longer ones too
 constexpr uint64_t kTensorBytes = 256;
 constexpr uint64_t kDimensionBytes = 16;
 constexpr uint64_t kOtherFieldBytes = 64;
-// A group of unknown fields costs at most this for each of its bytes on the wire.
-constexpr uint64_t kGroupByteBytes = 64;
+// For each byte on the wire: text, twice where it is copied; and what may hold messages or groups
+// of unknown fields, each of which may be an empty string of two bytes on the wire and, as protobuf
+// keeps it, 32 in a string and 16 in a vector that doubles as it grows.
+constexpr uint64_t kTextByteBytes = 2;
+constexpr uint64_t kNestedByteBytes = 64;
 
 // Reads the bytes of several pieces one by one.
 class PieceReader {
@@ -72,7 +75,7 @@ class StartScanner {
     while (const uint32_t tag = input_.ReadTag()) {
       if (tag == Tag(1)) {
         if (!Nested([&] { return ScanStart(); })) return false;
-      } else if (!ScanOther(tag)) {
+      } else if (!Weigh(tag, tag == Tag(2) ? kTextByteBytes : kNestedByteBytes)) {
         return false;
       }
     }
@@ -91,7 +94,7 @@ class StartScanner {
         bytes_ += kTensorBytes;
         dimensions_ = 0;
         if (!Nested([&] { return ScanTensor(); })) return false;
-      } else if (!ScanOther(tag)) {
+      } else if (!Weigh(tag, kNestedByteBytes)) {
         return false;
       }
     }
@@ -106,7 +109,7 @@ class StartScanner {
         if (tag == WireFormatLite::MakeTag(3, WireFormatLite::WIRETYPE_VARINT)) {
           if (!CountDimension()) return false;
         }
-        if (!ScanOther(tag)) return false;
+        if (!Weigh(tag, tag == Tag(1) ? kTextByteBytes : kNestedByteBytes)) return false;
       }
     }
     return input_.ConsumedEntireMessage();
@@ -129,13 +132,12 @@ class StartScanner {
     return false;
   }
 
-  // A field that is only weighed. Strings and bytes cost their length, twice where they are copied.
-  bool ScanOther(uint32_t tag) {
+  // A field that is skipped and only weighed.
+  bool Weigh(uint32_t tag, uint64_t bytes_per_byte) {
     const int before = input_.CurrentPosition();
     if (!WireFormatLite::SkipField(&input_, tag)) return false;
     const uint64_t length = input_.CurrentPosition() - before;
-    const bool group = WireFormatLite::GetTagWireType(tag) == WireFormatLite::WIRETYPE_START_GROUP;
-    bytes_ += kOtherFieldBytes + length * (group ? kGroupByteBytes : 2);
+    bytes_ += kOtherFieldBytes + length * bytes_per_byte;
     return true;
   }
 

@@ -124,8 +124,24 @@ TEST(BoundParsedBytes, IsAnUpperBoundOfWhatProtobufHolds) {
   for (int i = 0; i < 1000; ++i) unknown += "\xa0\x06\x01";  // field 100, varint
   std::string groups;
   for (int i = 0; i < 1000; ++i) groups += "\xa3\x06\xa4\x06";  // field 100, empty group
-  for (const std::string& message :
-       {named.SerializeAsString(), RequestWith(1000, 0).SerializeAsString(), unknown, groups}) {
+  // start { FIELD { 15: "" 15: "" ... } } for norm and group, and the same in tensors and in start.
+  std::string empty_strings;
+  for (int i = 0; i < 1000; ++i) empty_strings += std::string("\x7a\0", 2);
+  const auto nested = [](char field, const std::string& content) {
+    std::string message(1, static_cast<char>(field << 3 | 2));
+    size_t length = content.size();
+    for (; length >= 0x80; length >>= 7) message += static_cast<char>(length | 0x80);
+    return message + static_cast<char>(length) + content;
+  };
+  std::vector<std::string> messages = {named.SerializeAsString(),
+                                       RequestWith(1000, 0).SerializeAsString(),
+                                       unknown,
+                                       groups,
+                                       nested(1, empty_strings),
+                                       nested(3, empty_strings)};
+  for (const char field : {1, 2, 3}) messages.push_back(nested(1, nested(field, empty_strings)));
+  messages.push_back(nested(1, nested(3, nested(6, empty_strings))));  // group { timeout { ... } }
+  for (const std::string& message : messages) {
     v1::ClipGradNormRequest request;
     ASSERT_TRUE(request.ParseFromString(message));
     const absl::StatusOr<uint64_t> bound = BoundParsedBytes(message, {1 << 20, 64});
@@ -133,6 +149,12 @@ TEST(BoundParsedBytes, IsAnUpperBoundOfWhatProtobufHolds) {
     EXPECT_GE(*bound + sizeof(request), request.SpaceUsedLong());
     EXPECT_LE(*bound, 200 * request.ByteSizeLong() + 1000);
   }
+}
+
+TEST(BoundParsedBytes, WeighsNamesByTheirLength) {
+  v1::ClipGradNormRequest request = RequestWith(1, 1);
+  request.mutable_start()->mutable_tensors(0)->set_name(std::string(1 << 20, 'n'));
+  EXPECT_LE(*BoundParsedBytes(request.SerializeAsString(), {10, 4}), uint64_t{3} << 20);
 }
 
 TEST(BoundParsedBytes, RefusesWhatIsNoMessage) {
