@@ -38,11 +38,9 @@ class Latency {
         {"clip, COEFFICIENT", kClipGradNorm,
          gradient.Messages(gradient.ClipStart(v1::REPLY_COEFFICIENT, kClips), kMessageBytes), 1,
          goal},
-        {"clip, GRADIENT",
-         kClipGradNorm,
+        {"clip, GRADIENT", kClipGradNorm,
          gradient.Messages(gradient.ClipStart(v1::REPLY_GRADIENT, kClips), kMessageBytes),
-         gradient.bytes(),
-         {}},
+         gradient.bytes(), goal},
     };
     for (const auto& one : cases) {
       absl::Status compared = Add(absl::StrCat(what, ", ", one.name), one.goal, [&] {

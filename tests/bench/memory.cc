@@ -11,9 +11,8 @@ namespace {
 
 constexpr double kMiB = 1 << 20;
 
-// The most that a fresh server ever held, in MiB, beyond what it holds when idle, after `calls`
-// calls.
-absl::StatusOr<double> PeakOf(const RunningServer& server, uint64_t idle, int calls,
+// The most that a fresh server ever held, in MiB, after `calls` calls.
+absl::StatusOr<double> PeakOf(const RunningServer& server, int calls,
                               const std::vector<grpc::ByteBuffer>& messages, uint64_t reply_bytes) {
   Caller caller(server.tcp);
   for (int i = 0; i < calls; ++i) {
@@ -22,7 +21,7 @@ absl::StatusOr<double> PeakOf(const RunningServer& server, uint64_t idle, int ca
   }
   const absl::StatusOr<uint64_t> peak = server.process->MemoryBytes("VmHWM");
   if (!peak.ok()) return peak.status();
-  return (static_cast<double>(*peak) - static_cast<double>(idle)) / kMiB;
+  return static_cast<double>(*peak) / kMiB;
 }
 
 }  // namespace
@@ -30,26 +29,21 @@ absl::StatusOr<double> PeakOf(const RunningServer& server, uint64_t idle, int ca
 absl::Status RunMemory(Bench& bench) {
   const absl::StatusOr<ServerPair> servers = StartBoth(bench.folder);
   if (!servers.ok()) return servers.status();
-  const absl::StatusOr<uint64_t> idle = servers->ours.process->MemoryBytes("VmRSS");
-  if (!idle.ok()) return idle.status();
-  const absl::StatusOr<uint64_t> raw_idle = servers->raw.process->MemoryBytes("VmRSS");
-  if (!raw_idle.ok()) return raw_idle.status();
 
   const uint64_t bytes = uint64_t{bench.settings.quick ? 16u : 512u} << 20;
   const double kept = static_cast<double>(bytes) / kMiB;
   const double allowed = 1.1 * kept + 64;
   bench.report.BeginSection(
       "memory", absl::StrFormat("most memory of a fresh server for clips of %.0f MiB with "
-                                "REPLY_GRADIENT, beyond the %.1f MiB it has when idle",
-                                kept, static_cast<double>(*idle) / kMiB));
+                                "REPLY_GRADIENT, all that the process holds",
+                                kept));
   const Gradient gradient = LargeGradient(bytes);
   const auto messages =
       gradient.Messages(gradient.ClipStart(v1::REPLY_GRADIENT, kClips), uint64_t{1} << 20);
-  const absl::StatusOr<double> raw = PeakOf(servers->raw, *raw_idle, 1, messages, bytes);
+  const absl::StatusOr<double> raw = PeakOf(servers->raw, 1, messages, bytes);
   if (!raw.ok()) return raw.status();
   for (const int calls : {1, 4}) {
-    const absl::StatusOr<double> peak =
-        PeakOf(servers->ours, *idle, calls, messages, gradient.bytes());
+    const absl::StatusOr<double> peak = PeakOf(servers->ours, calls, messages, gradient.bytes());
     if (!peak.ok()) return peak.status();
     const std::string what = calls == 1 ? "first clip" : absl::StrFormat("%d more clips", calls);
     Row row = {.what = what,
