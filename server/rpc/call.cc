@@ -3,16 +3,19 @@
 #include <grpc/grpc.h>
 
 #include <algorithm>
+#include <chrono>
 #include <optional>
 
 #include "absl/strings/str_format.h"
-#include "absl/time/clock.h"
 
 namespace gradclip {
 namespace {
 
 // Measuring less takes less time than waking another thread for the next message.
 constexpr size_t kLeastToReadAhead = size_t{64} << 10;
+
+// What callers are advised to send.
+constexpr uint64_t kUsualMessageBytes = uint64_t{1} << 20;
 
 }  // namespace
 
@@ -31,7 +34,8 @@ Call::Call(Environment& environment, grpc::CallbackServerContext* context, std::
       context_(context),
       rpc_(rpc),
       id_(environment.next_call_id.fetch_add(1, std::memory_order_relaxed)),
-      begin_(absl::Now()) {}
+      peer_(context->peer()),
+      begin_(std::chrono::steady_clock::now()) {}
 
 void Call::Begin() {
   environment_.watchdog.Add(shared_from_this());
@@ -64,7 +68,7 @@ bool Call::NextHasCome(bool* ok) {
     return true;
   }
   waiting_ = Waiting::kForSender;
-  waiting_since_ = absl::Now();
+  waiting_since_ = std::chrono::steady_clock::now();
   return false;
 }
 
@@ -76,6 +80,8 @@ bool Call::TakeRead(bool ok) {
   } else if (context_->IsCancelled()) {
     End(CallerLeft());
   } else if (absl::Status closed = session_.HalfClose(); !closed.ok()) {
+    // Or else gRPC has refused the message and cancels the call, which it says later.
+    ended_short_ = true;
     End(std::move(closed));
   } else {
     Answer();
@@ -88,8 +94,9 @@ bool Call::TakeMessage() {
   if (message.size() > environment_.max_message_bytes) {
     End(absl::ResourceExhaustedError(absl::StrFormat(
         "a message has %d bytes; the limit is %d (--max-message-bytes). Send the gradient in more "
-        "and smaller messages, 1 MiB each",
-        message.size(), environment_.max_message_bytes)));
+        "and smaller messages, such as of %d bytes",
+        message.size(), environment_.max_message_bytes,
+        std::min(kUsualMessageBytes, environment_.max_message_bytes / 2))));
     return false;
   }
   Pieces pieces = message.pieces();
@@ -161,12 +168,18 @@ void Call::Admit() {
   const uint64_t bytes =
       std::min(ArenaBuffer::Footprint(session_.spec().bytes_to_keep()), budget.total_bytes());
   if (bytes == 0) return OnAdmitted();
+  MemoryBudget::Reservation free;
+  if (budget.TryReserve(bytes, &free)) return Keep(std::move(free));
   BeforeWaiting(Waiting::kForMemory);
-  // The grant may run, and the call end, before Reserve() returns or long after: both hold on to
-  // it.
+  // The grant comes where another call's memory is freed: perhaps amid gRPC, which lets go of a
+  // reply's bytes under locks of its own. Hence the watchdog's thread. The call may go on, and end,
+  // before Reserve() returns or long after: both hold on to it.
   const std::shared_ptr<Call> self = shared_from_this();
-  std::shared_ptr<MemoryBudget::Waiter> waiter = budget.Reserve(
-      bytes, [self](MemoryBudget::Reservation granted) { self->OnGranted(std::move(granted)); });
+  std::shared_ptr<MemoryBudget::Waiter> waiter =
+      budget.Reserve(bytes, [self](MemoryBudget::Reservation granted) {
+        const auto held = std::make_shared<MemoryBudget::Reservation>(std::move(granted));
+        self->environment_.watchdog.Post([self, held] { self->OnGranted(std::move(*held)); });
+      });
   bool leave = false;
   {
     const std::lock_guard lock(mutex_);
@@ -180,6 +193,10 @@ void Call::Admit() {
 
 void Call::OnGranted(MemoryBudget::Reservation reservation) {
   if (!AfterWaiting()) return End(CallerLeft());
+  Keep(std::move(reservation));
+}
+
+void Call::Keep(MemoryBudget::Reservation reservation) {
   kept_ = std::make_shared<Kept>(
       Kept{environment_.memory, std::move(reservation), session_.gradient()});
   OnAdmitted();
@@ -206,7 +223,7 @@ void Call::OnCancelled() {
 void Call::BeforeWaiting(Waiting what) {
   const std::lock_guard lock(mutex_);
   waiting_ = what;
-  waiting_since_ = absl::Now();
+  waiting_since_ = std::chrono::steady_clock::now();
 }
 
 bool Call::AfterWaiting() {
@@ -219,12 +236,12 @@ bool Call::AfterWaiting() {
   return expired_.ok() && !(was_queued && cancelled_);
 }
 
-bool Call::ShouldExpire(absl::Time now) {
+bool Call::ShouldExpire(SteadyTime now) {
   const std::lock_guard lock(mutex_);
   if (waiting_ == Waiting::kForNothing || !expired_.ok()) return false;
   const absl::Duration limit =
       waiting_ == Waiting::kForMemory ? environment_.admission_timeout : environment_.idle_timeout;
-  if (now - waiting_since_ < limit) return false;
+  if (absl::FromChrono(now - waiting_since_) < limit) return false;
   expired_ = ExpiryReason();
   if (waiting_ != Waiting::kForMemory) {
     // The context is valid here: OnEnded() has to take the call from the watchdog first.
@@ -257,9 +274,21 @@ absl::Status Call::ExpiryReason() const {
           absl::StrFormat("the caller has read nothing for %s (--idle-timeout)", idle));
     default:
       return absl::DeadlineExceededError(
-          absl::StrFormat("the caller has sent nothing for %s (--idle-timeout), after %d bytes",
+          absl::StrFormat("the caller has sent no whole message for %s (--idle-timeout), after %d "
+                          "bytes of gradient",
                           idle, session_.received_bytes()));
   }
+}
+
+absl::Status Call::WhyCancelled() const {
+  if (context_->deadline() <= std::chrono::system_clock::now()) {
+    return absl::DeadlineExceededError("the caller's deadline has passed");
+  }
+  if (!ended_short_) return CallerLeft();
+  return absl::CancelledError(absl::StrFormat(
+      "the caller cancelled or went away after %d of %d bytes, or sent a message several times "
+      "larger than the limit of %d (--max-message-bytes), which is refused unread",
+      session_.received_bytes(), session_.spec().gradient_bytes, environment_.max_message_bytes));
 }
 
 void Call::Expire() {
@@ -285,7 +314,7 @@ void Call::End(absl::Status status) {
     ended_ = true;
     // A peer that reads nothing may hold up the status, and with it all that the call holds.
     waiting_ = Waiting::kForReader;
-    waiting_since_ = absl::Now();
+    waiting_since_ = std::chrono::steady_clock::now();
     if (!expired_.ok()) status = expired_;
     final_status_ = status;
   }
@@ -305,13 +334,18 @@ void Call::OnEnded() {
     const std::lock_guard lock(mutex_);
     record.status = expired_.ok() ? final_status_ : expired_;
   }
-  if (record.status.ok() && context_->IsCancelled()) record.status = CallerLeft();
+  // What the caller did not live to see, or gRPC sent in its place.
+  if (context_->IsCancelled() &&
+      (record.status.ok() || absl::IsCancelled(record.status) || ended_short_)) {
+    record.status = WhyCancelled();
+  }
   record.call_id = id_;
-  record.peer = context_->peer();
+  record.peer = peer_;
   record.rpc = rpc_;
   record.bytes_in = session_.received_bytes();
   record.bytes_out = bytes_out_;
-  record.milliseconds = absl::ToDoubleMilliseconds(absl::Now() - begin_);
+  record.milliseconds =
+      absl::ToDoubleMilliseconds(absl::FromChrono(std::chrono::steady_clock::now() - begin_));
   if (session_.started()) {
     record.tensors = session_.spec().tensors.size();
     record.backend = environment_.backend.name();

@@ -101,9 +101,10 @@ class Call : public Watched, public std::enable_shared_from_this<Call> {
   uint64_t bytes_out_ = 0;
 
  private:
-  bool ShouldExpire(absl::Time now) override;
+  bool ShouldExpire(SteadyTime now) override;
   void Expire() override;
   absl::Status ExpiryReason() const;  // REQUIRES: mutex_
+  absl::Status WhyCancelled() const;
 
   // These end the call or start its next operation, or they return true: then the next read was
   // started early, and NextHasCome() says how to go on.
@@ -116,23 +117,27 @@ class Call : public Watched, public std::enable_shared_from_this<Call> {
 
   void Admit();
   void OnGranted(MemoryBudget::Reservation reservation);
+  void Keep(MemoryBudget::Reservation reservation);
   // Leaves the queue for memory. True: no grant will come, and the caller has to End() the call.
   bool LeaveQueue();
 
   grpc::CallbackServerContext* const context_;
   const std::string_view rpc_;
   const uint64_t id_;
-  const absl::Time begin_;
+  const std::string
+      peer_;  // asked for at the start, as it is forgotten when the connection is lost
+  const SteadyTime begin_;
 
   grpc::ByteBuffer incoming_;
   MemoryBudget::Reservation declarations_;
+  bool ended_short_ = false;  // the requests ended before they were complete
 
   std::mutex mutex_;
   // Guarded by mutex_.
   bool measuring_ = false;        // while the next message is being read
   std::optional<bool> has_come_;  // how that read ended, where it has
   Waiting waiting_ = Waiting::kForNothing;
-  absl::Time waiting_since_;
+  SteadyTime waiting_since_;
   std::shared_ptr<MemoryBudget::Waiter> waiter_;
   bool cancelled_ = false;
   bool ended_ = false;

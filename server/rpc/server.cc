@@ -133,12 +133,14 @@ absl::Status Server::Listen(const Options& options) {
 
 void Server::Drain(absl::Duration timeout) {
   server_->GetHealthCheckService()->SetServingStatus(false);
-  const absl::Time deadline = absl::Now() + timeout;
-  std::thread shutdown([&] { server_->Shutdown(absl::ToChronoTime(deadline)); });
+  const SteadyTime deadline = std::chrono::steady_clock::now() + absl::ToChronoNanoseconds(timeout);
+  std::thread shutdown([&] { server_->Shutdown(absl::ToChronoTime(absl::Now() + timeout)); });
   // Watches of the health service have no end of their own: they'd keep it until the deadline.
   // They are cut once no call runs and they have had time to hear that the server is going away.
+  // (Then again: a call may have come in before the shutdown began.)
   watchdog_.AwaitNone(deadline);
-  absl::SleepFor(std::min(kTimeToHear, deadline - absl::Now()));
+  absl::SleepFor(std::min(kTimeToHear, timeout));
+  watchdog_.AwaitNone(deadline);
   grpc_server_cancel_all_calls(server_->c_server());
   shutdown.join();
 }

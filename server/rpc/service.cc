@@ -24,14 +24,15 @@ grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* Service::ClipGradNo
 grpc::ServerUnaryReactor* Service::GetServerInfo(grpc::CallbackServerContext* context,
                                                  const v1::GetServerInfoRequest* /*request*/,
                                                  v1::GetServerInfoResponse* response) {
-  const absl::Time begin = absl::Now();
+  const SteadyTime begin = std::chrono::steady_clock::now();
   *response = info_;
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   CallRecord record;
   record.call_id = environment_.next_call_id.fetch_add(1, std::memory_order_relaxed);
   record.peer = context->peer();
   record.rpc = "GetServerInfo";
-  record.milliseconds = absl::ToDoubleMilliseconds(absl::Now() - begin);
+  record.milliseconds =
+      absl::ToDoubleMilliseconds(absl::FromChrono(std::chrono::steady_clock::now() - begin));
   environment_.log.Call(record);
   reactor->Finish(grpc::Status::OK);
   return reactor;

@@ -1,9 +1,6 @@
 #include "server/rpc/watchdog.h"
 
 #include <utility>
-#include <vector>
-
-#include "absl/time/clock.h"
 
 namespace gradclip {
 
@@ -35,31 +32,47 @@ void Watchdog::Remove(Watched* watched) {
   if (watched_.empty()) changed_.notify_all();
 }
 
-void Watchdog::AwaitNone(absl::Time deadline) {
+void Watchdog::AwaitNone(SteadyTime deadline) {
   std::unique_lock lock(mutex_);
-  changed_.wait_until(lock, absl::ToChronoTime(deadline), [this] { return watched_.empty(); });
+  changed_.wait_until(lock, deadline, [this] { return watched_.empty(); });
+}
+
+void Watchdog::Post(std::function<void()> work) {
+  {
+    const std::lock_guard lock(mutex_);
+    posted_.push_back(std::move(work));
+  }
+  changed_.notify_all();
 }
 
 void Watchdog::Run(absl::Duration interval, absl::Duration chore_interval,
                    const std::function<void()>& chore) {
-  absl::Time next_chore = absl::Now() + chore_interval;
+  const auto look_every = absl::ToChronoNanoseconds(interval);
+  const auto do_every = absl::ToChronoNanoseconds(chore_interval);
+  SteadyTime next_look = std::chrono::steady_clock::now() + look_every;
+  SteadyTime next_chore = std::chrono::steady_clock::now() + do_every;
+  std::vector<std::function<void()>> posted;
   std::vector<std::shared_ptr<Watched>> expired;
   while (true) {
+    SteadyTime now;
     {
       std::unique_lock lock(mutex_);
-      if (changed_.wait_for(lock, absl::ToChronoNanoseconds(interval), [this] { return stop_; })) {
-        return;
-      }
-      const absl::Time now = absl::Now();
+      changed_.wait_until(lock, next_look, [this] { return stop_ || !posted_.empty(); });
+      if (stop_) return;
+      posted.swap(posted_);
+      now = std::chrono::steady_clock::now();
       for (const auto& [key, watched] : watched_) {
-        if (watched->ShouldExpire(now)) expired.push_back(watched);
+        if (now >= next_look && watched->ShouldExpire(now)) expired.push_back(watched);
       }
     }
+    for (const auto& work : posted) work();
+    posted.clear();
     for (const auto& watched : expired) watched->Expire();
     expired.clear();
-    if (absl::Now() >= next_chore) {
+    if (now >= next_look) next_look = now + look_every;
+    if (now >= next_chore) {
       chore();
-      next_chore = absl::Now() + chore_interval;
+      next_chore = now + do_every;
     }
   }
 }

@@ -1,19 +1,24 @@
 // Ends calls that wait for too long: for a peer that neither sends nor reads, or for memory. One
-// thread looks at all calls now and then, so that a call pays two stores per wait and no timer.
-// Thread-safe.
+// thread looks at all calls now and then, so that a call pays two stores per wait and no timer. The
+// same thread does what can't be done where it comes up. Thread-safe.
 #ifndef GRADCLIP_SERVER_RPC_WATCHDOG_H_
 #define GRADCLIP_SERVER_RPC_WATCHDOG_H_
 
+#include <chrono>
 #include <condition_variable>
 #include <functional>
 #include <memory>
 #include <mutex>
 #include <thread>
 #include <unordered_map>
+#include <vector>
 
 #include "absl/time/time.h"
 
 namespace gradclip {
+
+// Waits are measured by a clock that nobody sets.
+using SteadyTime = std::chrono::steady_clock::time_point;
 
 // Something that can wait for too long.
 class Watched {
@@ -22,7 +27,7 @@ class Watched {
 
   // True: it has waited for too long at `now`; Expire() follows. Called under the watchdog's lock:
   // must neither block nor call the watchdog.
-  virtual bool ShouldExpire(absl::Time now) = 0;
+  virtual bool ShouldExpire(SteadyTime now) = 0;
   // Called after ShouldExpire() said so, under no lock, perhaps after Remove().
   virtual void Expire() = 0;
 };
@@ -37,16 +42,20 @@ class Watchdog {
   void Add(std::shared_ptr<Watched> watched);
   void Remove(Watched* watched);
   // Waits until nothing is watched, or for the deadline.
-  void AwaitNone(absl::Time deadline);
+  void AwaitNone(SteadyTime deadline);
+
+  // Runs `work` on the watchdog's thread, soon. It must not block.
+  void Post(std::function<void()> work);
 
  private:
   void Run(absl::Duration interval, absl::Duration chore_interval,
            const std::function<void()>& chore);
 
   std::mutex mutex_;
-  std::condition_variable changed_;  // nothing is watched any more, or stop_
+  std::condition_variable changed_;  // nothing is watched any more, posted_ or stop_
   // Guarded by mutex_.
   std::unordered_map<Watched*, std::shared_ptr<Watched>> watched_;
+  std::vector<std::function<void()>> posted_;
   bool stop_ = false;
   std::thread thread_;
 };

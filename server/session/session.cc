@@ -67,9 +67,14 @@ absl::Status Session::CheckMayReceive(uint64_t bytes) const {
     return absl::InvalidArgumentError("data came before the start message; start comes first");
   }
   if (bytes > spec_.gradient_bytes - received_bytes_) {
+    const size_t tensors = spec_.tensors.size();
+    const std::string last =
+        tensors == 0
+            ? ""
+            : absl::StrCat(" up to ", DescribeTensor(spec_.tensors.back().name, tensors - 1));
     return absl::InvalidArgumentError(
-        absl::StrFormat("%d bytes of data came after %d; the %d tensors declare %d in all", bytes,
-                        received_bytes_, spec_.tensors.size(), spec_.gradient_bytes));
+        absl::StrFormat("%d bytes of data came after %d; the %d tensors%s declare %d in all", bytes,
+                        received_bytes_, tensors, last, spec_.gradient_bytes));
   }
   return absl::OkStatus();
 }
@@ -198,17 +203,13 @@ absl::Status Session::HalfClose() {
     return absl::InvalidArgumentError("the call ended without a start message");
   }
   if (received_bytes_ < spec_.gradient_bytes) {
-    std::string where;
-    if (!passes_through() && position_.tensor < spec_.tensors.size()) {
-      EnterTensors();
-      const TensorDeclaration& tensor = spec_.tensors[position_.tensor];
-      where =
-          absl::StrFormat(": tensor %s has %d of %d", DescribeTensor(tensor.name, position_.tensor),
-                          position_.byte, tensor.bytes());
-    }
-    return absl::InvalidArgumentError(
-        absl::StrFormat("the call ended after %d of the %d declared bytes%s", received_bytes_,
-                        spec_.gradient_bytes, where));
+    uint64_t byte = received_bytes_;
+    size_t at = 0;
+    for (; byte >= spec_.tensors[at].bytes(); ++at) byte -= spec_.tensors[at].bytes();
+    const TensorDeclaration& tensor = spec_.tensors[at];
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "the call ended after %d of the %d declared bytes: tensor %s has %d of %d", received_bytes_,
+        spec_.gradient_bytes, DescribeTensor(tensor.name, at), byte, tensor.bytes()));
   }
   if (passes_through()) return absl::OkStatus();
   EnterTensors();

@@ -115,25 +115,13 @@ TEST_F(Command, ServerDrainsOnSigterm) {
   EXPECT_EQ(Run({"health"}).status, 1);
 }
 
-TEST(ServerCommand, LogsEachCallOnOneLineOfJson) {
-  ServerProcess server({"--log-format=json"});
-  Process norm("gradclip", {"norm", kGradients + "step-090.safetensors"},
-               {"GRADCLIP_SERVER=" + server.address()});
-  ASSERT_EQ(norm.Wait(), 0) << norm.err();
-  server.process().Signal(SIGTERM);
-  ASSERT_EQ(server.process().Wait(), 0);
-  bool found = false;
-  std::istringstream lines(server.process().err());
-  for (std::string line; std::getline(lines, line);) {
-    const json logged = json::parse(line);
-    if (logged.value("rpc", "") != "ComputeNorm" && line.find("ComputeNorm") == std::string::npos) {
-      continue;
-    }
-    found = true;
-    EXPECT_THAT(line, HasSubstr("15.30517972046"));
-    EXPECT_THAT(line, HasSubstr("1430400"));
+TEST(ServerCommand, DrainsOnEitherSignal) {
+  for (const int signal : {SIGTERM, SIGINT}) {
+    ServerProcess server;
+    server.process().Signal(signal);
+    EXPECT_EQ(server.process().Wait(), 0);
+    EXPECT_THAT(server.process().err(), HasSubstr("signal=" + std::to_string(signal)));
   }
-  EXPECT_TRUE(found) << server.process().err();
 }
 
 TEST(ServerCommand, TakesOptionsFromTheEnvironmentAndFlagsWin) {

@@ -10,9 +10,11 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <csignal>
 #include <cstring>
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -25,6 +27,7 @@ namespace {
 
 using testing::HasSubstr;
 using testing::MatchesRegex;
+using testing::StartsWith;
 
 constexpr char kClipGradNorm[] = "/gradclip.v1.GradClip/ClipGradNorm";
 
@@ -116,6 +119,94 @@ TEST(ServerProcess, WritesNothingButItsOwnLinesWhateverClientsSend) {
     calls += line.find(" info call ") != std::string::npos ? 1 : 0;
   }
   EXPECT_EQ(calls, refused.size());
+}
+
+TEST(ServerProcess, LogsOneLineForEachCallHoweverItEnds) {
+  ServerProcess server({"--log-format=json"});
+  const auto channel = grpc::CreateChannel(server.address(), grpc::InsecureChannelCredentials());
+  const auto stub = v1::GradClip::NewStub(channel);
+  v1::ClipGradNormRequest start;
+  start.mutable_start()->set_max_norm(1);
+  v1::TensorSpec& tensor = *start.mutable_start()->add_tensors();
+  tensor.set_name("w");
+  tensor.set_dtype(v1::DTYPE_FLOAT32);
+  tensor.add_shape(2);
+  v1::ClipGradNormRequest data;
+  const std::vector<float> elements = {3, 4};
+  data.set_data(std::string(reinterpret_cast<const char*>(elements.data()), 8));
+  const std::string serialised_start = start.SerializeAsString();
+
+  // One call after another, so that they are logged in this order.
+  EXPECT_TRUE(Send(channel, kClipGradNorm, {serialised_start, data.SerializeAsString()}).ok());
+  // (Without max_norm it is ComputeNorm's.)
+  start.mutable_start()->clear_max_norm();
+  EXPECT_TRUE(Send(channel, "/gradclip.v1.GradClip/ComputeNorm",
+                   {start.SerializeAsString(), data.SerializeAsString()})
+                  .ok());
+  EXPECT_EQ(Send(channel, kClipGradNorm, {serialised_start}).error_code(),
+            grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_EQ(
+      Send(channel, kClipGradNorm, {serialised_start, std::string(40 << 20, '\1')}).error_code(),
+      grpc::StatusCode::RESOURCE_EXHAUSTED);
+  for (const bool cancel : {true, false}) {
+    grpc::ClientContext context;
+    if (!cancel) {
+      context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(200));
+    }
+    const auto stream = stub->ClipGradNorm(&context);
+    v1::ClipGradNormRequest request;
+    ASSERT_TRUE(request.ParseFromString(serialised_start));
+    request.mutable_start()->set_total_norm(1);
+    stream->Write(request);
+    v1::ClipGradNormResponse result;
+    ASSERT_TRUE(stream->Read(&result));
+    if (cancel) context.TryCancel();
+    EXPECT_FALSE(stream->Finish().ok());
+  }
+
+  server.process().Signal(SIGTERM);
+  EXPECT_EQ(server.process().Wait(), 0);
+  std::vector<nlohmann::json> calls(6);
+  std::istringstream lines(server.process().err());
+  size_t count = 0;
+  for (std::string line; std::getline(lines, line);) {
+    const nlohmann::json logged = nlohmann::json::parse(line);
+    EXPECT_TRUE(logged.contains("ts") && logged.contains("level") && logged.contains("message"));
+    if (!logged.contains("rpc")) continue;
+    ++count;
+    const uint64_t id = logged["call_id"];
+    ASSERT_TRUE(id >= 1 && id <= calls.size()) << line;
+    calls[id - 1] = logged;
+    EXPECT_THAT(logged["peer"].get<std::string>(), StartsWith("ipv4:127.0.0.1:")) << line;
+    EXPECT_GE(logged["milliseconds"], 0) << line;
+    EXPECT_EQ(logged["tensors"], 1) << line;
+    EXPECT_THAT(logged["backend"].get<std::string>(), StartsWith("cpu/")) << line;
+  }
+  ASSERT_EQ(count, calls.size()) << server.process().err();
+  EXPECT_EQ(calls[0]["rpc"], "ClipGradNorm");
+  EXPECT_EQ(calls[0]["status"], "OK");
+  EXPECT_EQ(calls[0]["bytes_in"], 8);
+  EXPECT_EQ(calls[0]["bytes_out"], 8);
+  EXPECT_EQ(calls[0]["norm"], 5);
+  EXPECT_EQ(calls[0]["coefficient"], 1 / (5 + 1e-6));
+  EXPECT_EQ(calls[1]["rpc"], "ComputeNorm");
+  EXPECT_EQ(calls[1]["status"], "OK");
+  EXPECT_EQ(calls[1]["norm"], 5);
+  EXPECT_FALSE(calls[1].contains("coefficient"));
+  const struct {
+    std::string status;
+    std::string says;
+  } ends[] = {
+      {"INVALID_ARGUMENT", "ended after 0 of the 8 declared bytes"},
+      {"CANCELLED", "larger than the limit of 8388608 (--max-message-bytes)"},
+      {"CANCELLED", "the caller cancelled or went away"},
+      {"DEADLINE_EXCEEDED", "the caller's deadline has passed"},
+  };
+  for (size_t i = 0; i < std::size(ends); ++i) {
+    EXPECT_EQ(calls[2 + i]["status"], ends[i].status) << calls[2 + i];
+    EXPECT_THAT(calls[2 + i]["status_message"].get<std::string>(), HasSubstr(ends[i].says));
+    EXPECT_FALSE(calls[2 + i].contains("norm"));
+  }
 }
 
 class UnixSocket : public testing::Test {

@@ -81,6 +81,58 @@ TEST_F(ServerTest, SendsClippedBytesWhileLaterOnesArriveWhereTheNormIsGiven) {
   EXPECT_TRUE(stream->Finish().ok());
 }
 
+TEST_F(ServerTest, ScalesByAGivenNormWhateverTheMessages) {
+  Serve();
+  // F64 behind three F16, so that elements lie across messages and slices, and more than comes back
+  // in one message.
+  constexpr int64_t kDoubles = 1'000'003;
+  v1::ClipGradNormRequest start = ClipStart(1, 3);
+  start.mutable_start()->mutable_tensors(0)->set_dtype(v1::DTYPE_FLOAT16);
+  *start.mutable_start()->add_tensors() = ClipStart(1, kDoubles).start().tensors(0);
+  start.mutable_start()->mutable_tensors(1)->set_dtype(v1::DTYPE_FLOAT64);
+  start.mutable_start()->set_total_norm(2);
+  start.mutable_start()->set_epsilon(0);
+  std::string bytes = Bytes<uint16_t>({0x3c00, 0xc000, 0x0002});  // 1, -2, the second subnormal
+  std::string clipped = Bytes<uint16_t>({0x3800, 0xbc00, 0x0001});
+  std::vector<double> doubles(kDoubles);
+  for (int64_t i = 0; i < kDoubles; ++i) doubles[i] = static_cast<double>(i);
+  bytes += Bytes(doubles);
+  for (double& x : doubles) x /= 2;
+  clipped += Bytes(doubles);
+  for (const size_t message : {size_t{65'537}, size_t{1} << 20, size_t{3'999'999}}) {
+    grpc::ClientContext context;
+    const auto stream = stub_->ClipGradNorm(&context);
+    std::thread writer([&] {
+      stream->Write(start);
+      for (size_t at = 0; at < bytes.size(); at += message) {
+        stream->Write(Data(bytes.substr(at, message)));
+      }
+      stream->WritesDone();
+    });
+    const Reply reply = Drain(*stream);
+    writer.join();
+    ASSERT_TRUE(reply.status.ok()) << reply.status.error_message();
+    EXPECT_LE(reply.largest_message, size_t{1} << 20);
+    EXPECT_TRUE(reply.gradient == clipped) << message;
+  }
+}
+
+TEST_F(ServerTest, EndsAtOnceWhereACallerLeavesAmidClippedBytes) {
+  Serve();
+  v1::ClipGradNormRequest start = ClipStart(1, 64 << 20);
+  start.mutable_start()->set_total_norm(2);
+  grpc::ClientContext context;
+  const auto stream = stub_->ClipGradNorm(&context);
+  stream->Write(start);
+  stream->Write(Data(std::string(1 << 20, '\0')));
+  v1::ClipGradNormResponse response;
+  ASSERT_TRUE(stream->Read(&response));
+  ASSERT_TRUE(stream->Read(&response));
+  context.TryCancel();
+  EXPECT_EQ(Drain(*stream).status.error_code(), grpc::StatusCode::CANCELLED);
+  server_->Drain(absl::Hours(1));  // waits for calls that run
+}
+
 TEST_F(ServerTest, TellsACallerThatWritesAllBeforeItReads) {
   options_.idle_timeout = absl::Milliseconds(300);
   Serve();
@@ -107,8 +159,9 @@ TEST_F(ServerTest, EndsACallThatStopsSending) {
   stream->Write(Data("abcd"));
   const Reply reply = Drain(*stream);
   EXPECT_EQ(reply.status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
-  EXPECT_THAT(reply.status.error_message(),
-              HasSubstr("sent nothing for 100ms (--idle-timeout), after 4 bytes"));
+  EXPECT_THAT(
+      reply.status.error_message(),
+      HasSubstr("sent no whole message for 100ms (--idle-timeout), after 4 bytes of gradient"));
 }
 
 TEST_F(ServerTest, EndsACallWhoseReplyIsNotRead) {
@@ -134,7 +187,8 @@ TEST_F(ServerTest, RefusesAMessageThatIsTooLargeInItsOwnWords) {
   const Reply reply = Clip({ClipStart(1, 1 << 20), Data(std::string((1 << 20) + 1, 'x'))});
   EXPECT_EQ(reply.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
   EXPECT_THAT(reply.status.error_message(),
-              HasSubstr("has 1048581 bytes; the limit is 1048576 (--max-message-bytes)"));
+              HasSubstr("has 1048581 bytes; the limit is 1048576 (--max-message-bytes). Send the "
+                        "gradient in more and smaller messages, such as of 524288 bytes"));
 }
 
 TEST_F(ServerTest, RefusesAMessageManyTimesTooLargeBeforeItIsHeld) {
@@ -164,6 +218,29 @@ TEST_F(ServerTest, RefusesDeclarationsThatNeverFitWithTheLimitsFlag) {
   EXPECT_EQ(reply.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
   EXPECT_THAT(reply.status.error_message(),
               HasSubstr("the limit is 67108864 (a sixteenth of --memory-budget"));
+}
+
+TEST_F(ServerTest, RefusesDeclarationsThatDoNotFitBesideOthersUntilThoseHaveEnded) {
+  Serve();
+  v1::ClipGradNormRequest start = ClipStart(1, 0);
+  start.mutable_start()->set_reply(v1::REPLY_COEFFICIENT);
+  // Near the limit of 131,072, at 256 bytes each: two such calls are more than 64 MiB.
+  while (start.start().tensors_size() < 131'000) {
+    *start.mutable_start()->add_tensors() = start.start().tensors(0);
+  }
+  grpc::ClientContext context;
+  const auto holder = stub_->ClipGradNorm(&context);
+  ASSERT_TRUE(holder->Write(start));
+  Reply reply;
+  do {  // until the holder's start has been taken
+    reply = Clip({start});
+  } while (reply.status.ok());
+  EXPECT_EQ(reply.status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_THAT(reply.status.error_message(), HasSubstr("of the 67108864 bytes set aside for them"));
+  EXPECT_THAT(reply.status.error_message(), HasSubstr("(--memory-budget)"));
+  context.TryCancel();
+  Drain(*holder);
+  while (!Clip({start}).status.ok()) std::this_thread::yield();
 }
 
 TEST_F(ServerTest, RefusesCompressedMessagesForTheyCouldBeBombs) {
@@ -204,7 +281,9 @@ TEST_F(ServerTest, RefusesMalformedStreams) {
            {{start, start}, grpc::StatusCode::INVALID_ARGUMENT, "second start"},
            {{start, v1::ClipGradNormRequest()}, grpc::StatusCode::INVALID_ARGUMENT, "payload"},
            {{start, shared}, grpc::StatusCode::UNIMPLEMENTED, "shared"},
-           {{start, Data(eight + "x")}, grpc::StatusCode::INVALID_ARGUMENT, "declare 8 in all"},
+           {{start, Data(eight + "x")},
+            grpc::StatusCode::INVALID_ARGUMENT,
+            "tensors up to \"w\" declare 8 in all"},
            {{start, Data("xyz")}, grpc::StatusCode::INVALID_ARGUMENT, "\"w\" has 3 of 8"},
        }) {
     const Reply reply = Clip(refused.requests);

@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <limits>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -60,6 +61,55 @@ TEST_F(ClipSession, GivesTheSameBitsForEveryTwoCuts) {
       ASSERT_EQ(HalfClose(), absl::OkStatus());
       ASSERT_EQ(result().norm().total_norm(), norm) << first << " " << second;
       ASSERT_EQ(ClippedBytes(), whole) << first << " " << second;
+    }
+  }
+}
+
+TEST_F(ClipSession, GivesTheSameAnswerForRandomCutsOfALargeStreamOnEveryBackend) {
+  v1::ClipGradNormStart start;
+  *start.add_tensors() = TensorOf(v1::DTYPE_FLOAT16, {4097}, "a");
+  *start.add_tensors() = TensorOf(v1::DTYPE_FLOAT64, {5000}, "b");
+  *start.add_tensors() = TensorOf(v1::DTYPE_BFLOAT16, {3, 0}, "c");
+  *start.add_tensors() = TensorOf(v1::DTYPE_BFLOAT16, {1}, "d");
+  *start.add_tensors() = TensorOf(v1::DTYPE_FLOAT32, {20'001}, "e");
+  start.mutable_tensors(3)->set_replica(true);
+  start.mutable_norm()->set_per_tensor(true);
+  start.set_max_norm(1e-3);
+  std::mt19937_64 random(7);
+  std::string bytes;
+  for (int i = 0; i < 4097; ++i)
+    bytes += Bytes<uint16_t>({static_cast<uint16_t>(random() % 0x7c00)});
+  std::normal_distribution<double> normal;
+  for (int i = 0; i < 5000; ++i)
+    bytes += Bytes<double>({normal(random) * (i % 7 == 0 ? 1e-200 : 1)});
+  bytes += Bytes<uint16_t>({0x3f80});
+  for (int i = 0; i < 20'001; ++i) bytes += Bytes<float>({static_cast<float>(normal(random))});
+  for (const double p : {1.0, 2.0, 3.0, kInfinity}) {
+    start.mutable_norm()->set_norm_type(p);
+    std::string answer, whole;
+    for (const BackendChoice& choice : ListBackends()) {
+      if (!choice.usable) continue;
+      backend_ = *MakeBackend(choice.name);
+      for (int round = 0; round < 20; ++round) {
+        Restart();
+        ASSERT_EQ(Send(start), absl::OkStatus());
+        for (std::string_view rest = bytes; !rest.empty();) {
+          const uint64_t most = round == 0 ? ~0ull : round % 2 == 0 ? 100 : 70'000;
+          const std::string_view part = rest.substr(0, round == 0 ? most : random() % most);
+          ASSERT_EQ(Send(part), absl::OkStatus());
+          rest.remove_prefix(part.size());
+        }
+        ASSERT_EQ(HalfClose(), absl::OkStatus());
+        v1::ClipResult same = result();
+        same.mutable_norm()->clear_backend();
+        if (answer.empty()) {
+          answer = same.SerializeAsString();
+          whole = ClippedBytes();
+        } else {
+          ASSERT_EQ(same.SerializeAsString(), answer) << choice.name << ", p = " << p;
+          ASSERT_TRUE(ClippedBytes() == whole) << choice.name << ", p = " << p;
+        }
+      }
     }
   }
 }
@@ -177,6 +227,71 @@ TEST_F(ClipSession, SaysThatTheNormOverflowed) {
               Refuses(absl::StatusCode::kFailedPrecondition, "all elements are finite"));
 }
 
+TEST_F(ClipSession, ScalesTheNormBeforeItIsRounded) {
+  // Beyond double and below its precision before pre_scale, well within after it.
+  const struct {
+    std::vector<double> elements;
+    double pre_scale;
+    double norm;  // for p = 2
+  } cases[] = {{{1.2e308, 1.6e308}, 1e-20, 2e288},
+               {{0x3p-1074, 0x4p-1074}, 0x1p1000, 0x5p-74},
+               {{0x3p-1050, 0x4p-1050}, 0x1p20, 0x5p-1030}};
+  for (const auto& [elements, pre_scale, norm] : cases) {
+    for (const double p : {1.0, 2.0, 3.0, kInfinity}) {
+      v1::ClipGradNormStart start = ClipStart(kInfinity);
+      start.mutable_tensors(0)->set_dtype(v1::DTYPE_FLOAT64);
+      start.mutable_norm()->set_pre_scale(pre_scale);
+      start.mutable_norm()->set_norm_type(p);
+      start.mutable_norm()->set_per_tensor(true);
+      start.set_reply(v1::REPLY_COEFFICIENT);
+      start.set_nonfinite(v1::NONFINITE_ERROR);
+      Restart();
+      Run(start, Bytes(elements));
+      const double ratio = p == 1 ? 7.0 / 5 : p == 2 ? 1 : p == 3 ? std::cbrt(91) / 5 : 4.0 / 5;
+      EXPECT_NEAR(result().norm().total_norm() / (ratio * norm), 1, 1e-12) << p;
+      EXPECT_EQ(result().norm().tensors(0).norm(), result().norm().total_norm()) << p;
+    }
+  }
+}
+
+TEST_F(ClipSession, TakesMinusZeroForZero) {
+  v1::ClipGradNormStart start = ClipStart(1);
+  start.set_total_norm(-0.0);
+  start.set_epsilon(-0.0);
+  ASSERT_EQ(Send(start), absl::OkStatus());
+  EXPECT_EQ(result().coefficient(), 1);
+  Restart();
+  start.set_max_norm(-0.0);
+  ASSERT_EQ(Send(start), absl::OkStatus());
+  EXPECT_EQ(result().coefficient(), 1);  // 0 / 0
+  Restart();
+  start.clear_total_norm();
+  Run(start, Bytes<float>({3, -4}));
+  EXPECT_EQ(ClippedBytes(), Bytes<float>({0, -0.0f}));
+}
+
+TEST_F(ClipSession, TakesMoreElementsThan31BitsCount) {
+  // One message, until 2^31 + 5 elements have come.
+  v1::ClipGradNormStart start = ClipStart(1);
+  *start.mutable_tensors(0) = TensorOf(v1::DTYPE_BFLOAT16, {1 << 16, 1 << 15}, "large");
+  *start.add_tensors() = TensorOf(v1::DTYPE_BFLOAT16, {5}, "small");
+  start.set_reply(v1::REPLY_COEFFICIENT);
+  ASSERT_EQ(Send(start), absl::OkStatus());
+  std::string message = Bytes(std::vector<uint16_t>(1 << 20, 0x3f80));  // ones
+  for (int i = 0; i < (1 << 11) - 1; ++i) ASSERT_EQ(Send(message), absl::OkStatus());
+  message.replace(message.size() - 2, 2, Bytes<uint16_t>({0x7f80}));
+  ASSERT_EQ(Send(message), absl::OkStatus());
+  EXPECT_EQ(session_->received_bytes(), uint64_t{1} << 32);
+  EXPECT_THAT(Send(Bytes(std::vector<uint16_t>(6, 0))),
+              Refuses(kInvalid,
+                      "12 bytes of data came after 4294967296; the 2 tensors up to "
+                      "\"small\" declare 4294967306 in all"));
+  ASSERT_EQ(Send(Bytes(std::vector<uint16_t>(5, 0x3f80))), absl::OkStatus());
+  ASSERT_EQ(HalfClose(), absl::OkStatus());
+  EXPECT_EQ(result().norm().first_nonfinite(), "large[2147483647]");
+  EXPECT_EQ(result().norm().nonfinite_elements(), 1u);
+}
+
 TEST_F(ClipSession, SendsBackOnlyWhatChanged) {
   v1::ClipGradNormStart start = ClipStart(10);
   start.set_reply(v1::REPLY_GRADIENT_IF_CHANGED);
@@ -222,8 +337,8 @@ TEST_F(ClipSession, RefusesBytesBeyondTheDeclaredSize) {
   ASSERT_EQ(Send(ClipStart(1)), absl::OkStatus());
   ASSERT_EQ(Send(Bytes<float>({3})), absl::OkStatus());
   EXPECT_THAT(Send(Bytes<float>({3, 4})), Refuses(kInvalid,
-                                                  "8 bytes of data came after 4; the 1 "
-                                                  "tensors declare 8 in all"));
+                                                  "8 bytes of data came after 4; the 1 tensors "
+                                                  "up to \"w0\" declare 8 in all"));
 }
 
 TEST_F(ClipSession, RefusesTooFewBytes) {
@@ -234,10 +349,15 @@ TEST_F(ClipSession, RefusesTooFewBytes) {
 }
 
 TEST_F(ClipSession, RefusesTooFewBytesWithAGivenNorm) {
-  v1::ClipGradNormStart start = ClipStart(1);
+  v1::ClipGradNormStart start = ClipStart(1, 2);
   start.set_total_norm(1);
   ASSERT_EQ(Send(start), absl::OkStatus());
-  EXPECT_THAT(HalfClose(), Refuses(kInvalid, "after 0 of the 8 declared bytes"));
+  std::byte out[16];
+  size_t written = 0;
+  ASSERT_EQ(session_->PassThrough(AsBytes(Bytes<float>({3, 4}) + "x"), out, &written),
+            absl::OkStatus());
+  EXPECT_THAT(HalfClose(),
+              Refuses(kInvalid, "after 9 of the 16 declared bytes: tensor \"w1\" has 1 of 8"));
 }
 
 TEST_F(ClipSession, RefusesMessagesOutOfOrder) {
