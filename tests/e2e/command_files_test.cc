@@ -88,7 +88,7 @@ TEST_F(Command, ListsTheLargestNormFirst) {
 void ExpectFieldsOf(const google::protobuf::Descriptor& message, const json& object,
                     std::vector<std::string> more = {}) {
   std::vector<std::string> names = std::move(more);
-  for (int i = 0; i < message.field_count(); ++i) names.push_back(message.field(i)->name());
+  for (int i = 0; i < message.field_count(); ++i) names.emplace_back(message.field(i)->name());
   std::vector<std::string> keys;
   for (const auto& [key, value] : object.items()) keys.push_back(key);
   EXPECT_THAT(keys, UnorderedElementsAreArray(names)) << message.name();
