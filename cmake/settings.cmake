@@ -40,6 +40,12 @@ if(GRADCLIP_COVERAGE)
   target_link_options(gradclip_flags INTERFACE --coverage)
 endif()
 
+option(GRADCLIP_FUZZ "Build the libFuzzer targets of tests/fuzz (needs clang and GRADCLIP_SANITIZE)" OFF)
+if(GRADCLIP_FUZZ)
+  # libFuzzer keeps an input where it reaches new code: all code of ours says what it reaches.
+  target_compile_options(gradclip_flags INTERFACE -fsanitize=fuzzer-no-link)
+endif()
+
 # gradclip_library(NAME SOURCES file... [DEPENDS target...])
 function(gradclip_library name)
   cmake_parse_arguments(ARG "" "" "SOURCES;DEPENDS" ${ARGN})

@@ -13,7 +13,9 @@ namespace gradclip {
 // and p are finite and > 0.
 inline double PowerOfQuotient(double x, double y, double p) {
   const double quotient = x / y;
-  if (quotient >= DBL_MIN && quotient <= DBL_MAX) return std::pow(quotient, p);
+  // Beyond the range of double even the square is 0 or infinity, and in parts a large power would
+  // be infinity times 0.
+  if ((quotient >= DBL_MIN && quotient <= DBL_MAX) || p > 2) return std::pow(quotient, p);
   int x_exponent, y_exponent;
   const double fractions = std::frexp(x, &x_exponent) / std::frexp(y, &y_exponent);
   return std::pow(fractions, p) * std::exp2((x_exponent - y_exponent) * p);

@@ -247,10 +247,9 @@ absl::Status Session::Decide(double total_norm) {
 }
 
 bool Session::ChangesAnything() const {
-  return assign_zero_ ||
-         std::any_of(spec_.runs.begin(), spec_.runs.end(), [&](const DTypeRun& run) {
-           return !LeavesUnchanged(run.dtype, result_.coefficient());
-         });
+  return std::any_of(spec_.runs.begin(), spec_.runs.end(), [&](const DTypeRun& run) {
+    return assign_zero_ || !LeavesUnchanged(run.dtype, result_.coefficient());
+  });
 }
 
 size_t Session::segment_count() const {

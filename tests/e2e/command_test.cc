@@ -6,7 +6,9 @@
 #include <algorithm>
 #include <cmath>
 #include <csignal>
+#include <cstring>
 #include <filesystem>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <string>
@@ -15,7 +17,9 @@
 #include "gradclip/v1/gradclip.grpc.pb.h"
 #include "tests/e2e/command_fixture.h"
 #include "tests/e2e/process.h"
+#include "tests/model/answer.h"
 #include "tests/model/golden.h"
+#include "tests/model/model.h"
 
 namespace gradclip {
 namespace {
@@ -38,28 +42,77 @@ TEST_F(Command, MeasuresRealGradients) {
   }
 }
 
-TEST_F(Command, ClipsARealLossSpikeInEveryReplyModeToTheSameBytes) {
-  const std::string file = kGradients + "step-090.safetensors";
-  const GoldenGradient golden = ReadGoldenGradient("step-090");
-  std::string first;
-  for (const std::string reply : {"coefficient", "gradient", "if-changed"}) {
-    const std::string out = Out(reply + ".safetensors");
-    const Ran ran = Run({"clip", file, "--max-norm", "1", "-o", out, "--reply", reply, "--json"});
-    ASSERT_EQ(ran.status, 0) << ran.err;
-    const json answer = json::parse(ran.out);
-    EXPECT_NEAR(answer["norm"]["total_norm"].get<double>(), golden.total_norm,
-                1e-12 * golden.total_norm);
-    EXPECT_NEAR(answer["coefficient"].get<double>(), golden.coefficient, 1e-12);
-    EXPECT_EQ(answer["clipped"], true);
-    EXPECT_EQ(answer["skipped"], false);
-    const std::string bytes = ReadFile(out);
-    EXPECT_EQ(bytes.size(), std::filesystem::file_size(file));
-    EXPECT_NE(bytes, ReadFile(file));
-    if (first.empty()) first = bytes;
-    EXPECT_EQ(bytes, first) << reply;
+// A .safetensors file as a call: the head that no call changes, and what the head declares.
+struct RealGradient {
+  explicit RealGradient(const std::string& file) {
+    size_t head_bytes = 0;
+    std::memcpy(&head_bytes, file.data(), sizeof(head_bytes));
+    head_bytes += sizeof(head_bytes);
+    head = file.substr(0, head_bytes);
+    data = file.substr(head_bytes);
+    std::map<size_t, v1::TensorSpec> by_offset;
+    const json header = json::parse(head.substr(sizeof(head_bytes)));
+    for (const auto& [name, entry] : header.items()) {
+      if (name == "__metadata__") continue;
+      v1::TensorSpec& tensor = by_offset[entry["data_offsets"][0]];
+      tensor.set_dtype(entry["dtype"] == "BF16" ? v1::DTYPE_BFLOAT16 : v1::DTYPE_FLOAT32);
+      for (const json& extent : entry["shape"]) tensor.add_shape(extent);
+    }
+    for (const auto& [offset, tensor] : by_offset) *start.add_tensors() = tensor;
   }
-  // What was clipped to norm 1 has norm 1, but for the rounding of its elements.
-  const json again = json::parse(Run({"norm", Out("gradient.safetensors"), "--json"}).out);
+
+  std::string head;
+  std::string data;
+  v1::ClipGradNormStart start;
+};
+
+TEST_F(Command, ClipsRealGradientsInEveryReplyModeToTheModelsBytes) {
+  struct Case {
+    std::string stem;
+    double max_norm;
+  };
+  for (const auto& [stem, max_norm] : std::vector<Case>{{"step-001", 1},
+                                                        {"step-060", 1},
+                                                        {"step-060", 0.25},
+                                                        {"step-060-bf16", 1},
+                                                        {"step-060-bf16", 0.25},
+                                                        {"step-090", 1}}) {
+    const std::string file = kGradients + stem + ".safetensors";
+    RealGradient real(ReadFile(file));
+    real.start.set_max_norm(max_norm);
+    const GoldenGradient golden = ReadGoldenGradient(stem);
+    const v1::ClipResult expected = ModelDecide(real.start, golden.total_norm);
+    if (max_norm == golden.max_norm) {
+      EXPECT_DOUBLE_EQ(expected.coefficient(), golden.coefficient);
+    }
+    const std::string clipped = real.head + ModelScale(real.start, expected, real.data);
+    for (const std::string reply : {"coefficient", "gradient", "if-changed"}) {
+      SCOPED_TRACE(testing::Message() << stem << " to " << max_norm << ", reply " << reply);
+      const std::string out = Out("clipped.safetensors");
+      const Ran ran = Run({"clip", file, "--max-norm", std::to_string(max_norm), "-o", out,
+                           "--reply", reply, "--json"});
+      ASSERT_EQ(ran.status, 0) << ran.err;
+      const json answer = json::parse(ran.out);
+      EXPECT_NEAR(answer["norm"]["total_norm"].get<double>(), golden.total_norm,
+                  1e-12 * golden.total_norm);
+      EXPECT_NEAR(answer["coefficient"].get<double>(), expected.coefficient(),
+                  1e-12 * expected.coefficient());
+      EXPECT_EQ(answer["clipped"], expected.clipped());
+      EXPECT_EQ(answer["skipped"], false);
+      EXPECT_EQ(answer["gradient_follows"],
+                reply == "gradient" || (reply == "if-changed" && expected.clipped()));
+      // Compared as a whole: a difference would print megabytes.
+      EXPECT_TRUE(ReadFile(out) == clipped);
+    }
+  }
+}
+
+TEST_F(Command, ClipsALossSpikeToTheLimit) {
+  const std::string out = Out("clipped.safetensors");
+  ASSERT_EQ(Run({"clip", kGradients + "step-090.safetensors", "--max-norm", "1", "-o", out}).status,
+            0);
+  // But for the rounding of its elements.
+  const json again = json::parse(Run({"norm", out, "--json"}).out);
   EXPECT_NEAR(again["total_norm"].get<double>(), 1, 1e-6);
 }
 

@@ -1,14 +1,17 @@
-// The golden cases through a real server and the real client, in every reply mode.
+// The golden cases through a real server and the real client: clipped in every reply mode, and
+// measured.
 #include "tests/model/golden.h"
 
 #include <gmock/gmock.h>
 
+#include <algorithm>
 #include <cmath>
 #include <ostream>
 #include <string>
 #include <vector>
 
 #include "gradclip/client.h"
+#include "tests/model/answer.h"
 #include "tests/model/model.h"
 #include "tests/server/rpc/server_fixture.h"
 
@@ -29,6 +32,56 @@ void PrintTo(const Mode& mode, std::ostream* out) {
   *out << mode.name << " " << mode.backend;
 }
 
+// The relative error that a norm may have.
+double Tolerance(double norm_type) {
+  const bool exact_p = norm_type == 1 || norm_type == 2 || std::isinf(norm_type);
+  return exact_p ? 1e-12 : 1e-12 / std::min(1.0, norm_type);
+}
+
+void ExpectRightNorm(const GoldenCase& golden, double norm) {
+  const double exact = golden.exact_total_norm.value();
+  EXPECT_TRUE(Same(norm, exact) || std::abs(norm - exact) <= Tolerance(golden.norm_type) * exact)
+      << norm << " is not " << exact;
+  if (TorchIsRight(golden)) {
+    const double torch = *golden.torch_total_norm;
+    EXPECT_TRUE(Same(norm, torch) || std::abs(norm - torch) <= 16 * TorchEpsilon(golden) * torch)
+        << norm << " is not PyTorch's " << torch;
+  }
+}
+
+// The case as the model takes it.
+v1::ClipGradNormStart StartOf(const GoldenCase& golden) {
+  v1::ClipGradNormStart start;
+  for (const GoldenTensor& tensor : golden.tensors) {
+    v1::TensorSpec& spec = *start.add_tensors();
+    spec.set_dtype(static_cast<v1::DType>(tensor.dtype));
+    spec.mutable_shape()->Assign(tensor.shape.begin(), tensor.shape.end());
+  }
+  start.mutable_norm()->set_norm_type(golden.norm_type);
+  start.set_max_norm(golden.max_norm);
+  return start;
+}
+
+// One after another.
+std::string Join(const std::vector<std::string>& parts) {
+  std::string joined;
+  for (const std::string& part : parts) joined += part;
+  return joined;
+}
+
+// A case's tensors in memory that a client may write to.
+struct Memory {
+  explicit Memory(const GoldenCase& golden) {
+    for (const GoldenTensor& tensor : golden.tensors) bytes.push_back(tensor.bytes);
+    for (size_t i = 0; i < bytes.size(); ++i) {
+      tensors.push_back({"", golden.tensors[i].dtype, golden.tensors[i].shape, bytes[i].data()});
+    }
+  }
+
+  std::vector<std::string> bytes;
+  std::vector<Tensor> tensors;
+};
+
 class GoldenCases : public ServerTest, public testing::WithParamInterface<Mode> {
  protected:
   GoldenCases() {
@@ -38,69 +91,46 @@ class GoldenCases : public ServerTest, public testing::WithParamInterface<Mode> 
 
   // Everything about one case.
   void Check(Client& client, const GoldenCase& golden) {
-    std::vector<std::string> memory;
-    for (const GoldenTensor& tensor : golden.tensors) memory.push_back(tensor.bytes);
-    std::vector<Tensor> tensors;
-    for (size_t i = 0; i < memory.size(); ++i) {
-      tensors.push_back({"", golden.tensors[i].dtype, golden.tensors[i].shape, memory[i].data()});
-    }
+    Memory memory(golden);
+    const std::string before = Join(memory.bytes);
     gradclip::ClipOptions options;
     options.max_norm = golden.max_norm;
     options.norm.norm_type = golden.norm_type;
     options.reply = GetParam().reply;
     if (golden.error_if_nonfinite) options.nonfinite = NonfinitePolicy::kError;
 
-    const absl::StatusOr<ClipAnswer> answer = client.Clip(tensors, options);
+    const absl::StatusOr<ClipAnswer> answer = client.Clip(memory.tensors, options);
     if (golden.torch_raises) {
       EXPECT_EQ(answer.status().code(), absl::StatusCode::kFailedPrecondition);
-      for (size_t i = 0; i < memory.size(); ++i) EXPECT_EQ(memory[i], golden.tensors[i].bytes);
+      EXPECT_EQ(Join(memory.bytes), before);
       return;
     }
     ASSERT_TRUE(answer.ok()) << answer.status();
-    CheckNorm(golden, answer->norm.total_norm);
-    for (size_t i = 0; i < memory.size(); ++i) {
-      CheckElements(golden.tensors[i], memory[i], answer->coefficient);
-      if (TorchIsRight(golden)) CheckAgainstPyTorch(golden, golden.tensors[i], memory[i]);
-    }
-  }
+    ExpectRightNorm(golden, answer->norm.total_norm);
+    const v1::ClipGradNormStart start = StartOf(golden);
+    ExpectRightDecision(golden, start, *answer);
 
-  static void CheckNorm(const GoldenCase& golden, double norm) {
-    const bool exact_p =
-        golden.norm_type == 1 || golden.norm_type == 2 || std::isinf(golden.norm_type);
-    const double tolerance = exact_p ? 1e-12 : 1e-12 / std::min(1.0, golden.norm_type);
-    if (golden.exact_total_norm.has_value()) {
-      const double exact = *golden.exact_total_norm;
-      EXPECT_TRUE(Same(norm, exact) || std::abs(norm - exact) <= tolerance * exact)
-          << norm << " is not " << exact;
-    }
-    if (TorchIsRight(golden)) {
-      const double torch = *golden.torch_total_norm;
-      EXPECT_TRUE(Same(norm, torch) || std::abs(norm - torch) <= 16 * TorchEpsilon(golden) * torch)
-          << norm << " is not PyTorch's " << torch;
-    }
-  }
-
-  // To the bit: every element times the coefficient.
-  static void CheckElements(const GoldenTensor& tensor, const std::string& clipped,
-                            double coefficient) {
-    v1::ClipGradNormStart start;
-    v1::TensorSpec& spec = *start.add_tensors();
-    spec.set_dtype(static_cast<v1::DType>(tensor.dtype));
-    spec.mutable_shape()->Assign(tensor.shape.begin(), tensor.shape.end());
+    // To the bit: every element times the coefficient.
     v1::ClipResult result;
-    result.set_coefficient(coefficient);
-    const std::string expected = ModelScale(start, result, tensor.bytes);
-    ASSERT_EQ(clipped.size(), expected.size());
-    const size_t size = ElementSize(tensor.dtype);
-    for (size_t at = 0; at < clipped.size(); at += size) {
-      const std::string element = clipped.substr(at, size);
-      if (std::isnan(Decode(tensor.dtype, element))) {
-        EXPECT_TRUE(std::isnan(coefficient) ||
-                    std::isnan(Decode(tensor.dtype, expected.substr(at, size))));
-      } else {
-        EXPECT_EQ(element, expected.substr(at, size)) << "element " << at / size;
-      }
+    result.set_coefficient(answer->coefficient);
+    EXPECT_TRUE(SameElements(start, Join(memory.bytes), ModelScale(start, result, before)));
+    for (size_t i = 0; TorchIsRight(golden) && i < memory.bytes.size(); ++i) {
+      CheckAgainstPyTorch(golden, golden.tensors[i], memory.bytes[i]);
     }
+  }
+
+  // The coefficient of the exact norm: to the bit where the norm is exact to the bit.
+  static void ExpectRightDecision(const GoldenCase& golden, const v1::ClipGradNormStart& start,
+                                  const ClipAnswer& answer) {
+    const double exact_norm = golden.exact_total_norm.value();
+    const v1::ClipResult exact = ModelDecide(start, exact_norm);
+    EXPECT_TRUE(Same(answer.coefficient, exact.coefficient()) ||
+                (answer.norm.total_norm != exact_norm &&
+                 std::abs(answer.coefficient - exact.coefficient()) <=
+                     Tolerance(golden.norm_type) * exact.coefficient()))
+        << answer.coefficient << " is not " << exact.coefficient();
+    EXPECT_EQ(answer.clipped, exact.clipped());
+    EXPECT_FALSE(answer.skipped);
   }
 
   // Within what PyTorch rounds.
@@ -129,22 +159,67 @@ TEST_P(GoldenCases, AreAnsweredRight) {
   }
 }
 
+class GoldenNorms : public ServerTest, public testing::WithParamInterface<std::string> {};
+
+TEST_P(GoldenNorms, AreMeasuredRight) {
+  options_.backend = GetParam();
+  Serve();
+  Client client(server_->addresses()[0]);
+  for (const GoldenCase& golden : ReadGoldenCases()) {
+    SCOPED_TRACE(golden.name);
+    const Memory memory(golden);
+    gradclip::NormOptions options;
+    options.norm_type = golden.norm_type;
+    options.per_tensor = true;
+    const absl::StatusOr<NormAnswer> answer = client.ComputeNorm(memory.tensors, options);
+    ASSERT_TRUE(answer.ok()) << answer.status();
+    ExpectRightNorm(golden, answer->total_norm);
+    EXPECT_EQ(answer->backend, GetParam());
+
+    const ModelNorm model = ModelMeasure(StartOf(golden), Join(memory.bytes));
+    EXPECT_TRUE(model.total.Holds(answer->total_norm)) << answer->total_norm;
+    EXPECT_EQ(answer->nonfinite_elements, model.nonfinite_elements);
+    EXPECT_EQ(answer->group_nonfinite_elements, model.nonfinite_elements);
+    EXPECT_EQ(answer->first_nonfinite, model.first_nonfinite);
+    ASSERT_EQ(answer->tensors.size(), model.tensors.size());
+    for (size_t i = 0; i < model.tensors.size(); ++i) {
+      const TensorNorm& tensor = answer->tensors[i];
+      EXPECT_TRUE(model.tensors[i].norm.Holds(tensor.norm)) << tensor.norm;
+      EXPECT_EQ(tensor.nonfinite_elements, model.tensors[i].nonfinite_elements);
+      EXPECT_EQ(tensor.zero_elements, model.tensors[i].zero_elements);
+    }
+  }
+}
+
+std::string TestName(std::string name) {
+  std::replace(name.begin(), name.end(), '/', '_');
+  return name;
+}
+
+std::vector<std::string> UsableBackends() {
+  std::vector<std::string> names;
+  for (const BackendChoice& backend : ListBackends()) {
+    if (backend.usable) names.push_back(backend.name);
+  }
+  return names;
+}
+
 std::vector<Mode> Modes() {
   std::vector<Mode> modes;
-  for (const BackendChoice& backend : ListBackends()) {
-    if (!backend.usable) continue;
-    modes.push_back({"Coefficient", ReplyMode::kCoefficient, backend.name});
-    modes.push_back({"Gradient", ReplyMode::kGradient, backend.name});
-    modes.push_back({"IfChanged", ReplyMode::kGradientIfChanged, backend.name});
+  for (const std::string& backend : UsableBackends()) {
+    modes.push_back({"Coefficient", ReplyMode::kCoefficient, backend});
+    modes.push_back({"Gradient", ReplyMode::kGradient, backend});
+    modes.push_back({"IfChanged", ReplyMode::kGradientIfChanged, backend});
   }
   return modes;
 }
 
 INSTANTIATE_TEST_SUITE_P(Modes, GoldenCases, testing::ValuesIn(Modes()), [](const auto& info) {
-  std::string name = info.param.name + "_" + info.param.backend;
-  std::replace(name.begin(), name.end(), '/', '_');
-  return name;
+  return TestName(info.param.name + "_" + info.param.backend);
 });
+
+INSTANTIATE_TEST_SUITE_P(Cpu, GoldenNorms, testing::ValuesIn(UsableBackends()),
+                         [](const auto& info) { return TestName(info.param); });
 
 }  // namespace
 }  // namespace gradclip

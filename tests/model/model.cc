@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <functional>
 #include <limits>
 
 namespace gradclip {
@@ -34,33 +33,6 @@ double DecodeHalf(uint16_t bits) {
     magnitude = std::ldexp(1024 + fraction, exponent - 25);
   }
   return bits >> 15 ? -magnitude : magnitude;
-}
-
-// Calls visit(tensor, bytes of the element) in stream order.
-void ForEachElement(const v1::ClipGradNormStart& start, std::string_view gradient,
-                    const std::function<void(const v1::TensorSpec&, std::string_view)>& visit) {
-  for (const v1::TensorSpec& tensor : start.tensors()) {
-    uint64_t elements = 1;
-    for (int64_t extent : tensor.shape()) elements *= extent;
-    const size_t size = ElementSize(static_cast<DType>(tensor.dtype()));
-    for (; elements > 0; --elements) {
-      visit(tensor, gradient.substr(0, size));
-      gradient.remove_prefix(size);
-    }
-  }
-}
-
-std::string ScaleElement(DType dtype, std::string_view element, double coefficient) {
-  const double value = Decode(dtype, element);
-  const double magnitude = std::fabs(coefficient);
-  const bool in_float_range = magnitude >= std::numeric_limits<float>::min() &&
-                              magnitude <= std::numeric_limits<float>::max();
-  if (dtype == DType::kFloat64) return Store(value * coefficient);
-  if (std::isnan(coefficient)) return Store(0);
-  if (coefficient != 0 && !in_float_range) {
-    return EncodeNarrow(dtype, value * coefficient);
-  }
-  return EncodeNarrow(dtype, static_cast<float>(value) * static_cast<float>(coefficient));
 }
 
 }  // namespace
@@ -107,23 +79,28 @@ std::string EncodeNarrow(DType dtype, long double value) {
   return store(low);
 }
 
-long double ModelNorm(const v1::ClipGradNormStart& start, std::string_view gradient) {
-  const long double p = start.norm().has_norm_type() ? start.norm().norm_type() : 2.0;
-  long double largest = 0;
-  bool nan = false;
-  std::vector<long double> magnitudes;
-  ForEachElement(start, gradient, [&](const v1::TensorSpec& tensor, std::string_view element) {
-    if (tensor.replica()) return;
-    const long double magnitude = std::fabs(Decode(static_cast<DType>(tensor.dtype()), element));
-    nan = nan || std::isnan(magnitude);
-    largest = std::max(largest, magnitude);
-    magnitudes.push_back(magnitude);
-  });
-  if (nan) return std::numeric_limits<long double>::quiet_NaN();
-  if (std::isinf(p) || std::isinf(largest) || largest == 0) return largest;
-  long double sum = 0;
-  for (long double magnitude : magnitudes) sum += std::pow(magnitude / largest, p);
-  return largest * std::pow(sum, 1 / p);
+std::string ScaleElement(DType dtype, std::string_view element, double coefficient) {
+  const double value = Decode(dtype, element);
+  if (dtype == DType::kFloat64) return Store(value * coefficient);
+  const double magnitude = std::fabs(coefficient);
+  const bool in_float_range = magnitude >= std::numeric_limits<float>::min() &&
+                              magnitude <= std::numeric_limits<float>::max();
+  if (in_float_range || coefficient == 0) {
+    return EncodeNarrow(dtype, static_cast<float>(value) * static_cast<float>(coefficient));
+  }
+  return EncodeNarrow(dtype, value * coefficient);
+}
+
+std::vector<double> TakeTensor(const v1::TensorSpec& tensor, std::string_view& gradient) {
+  uint64_t elements = 1;
+  for (int64_t extent : tensor.shape()) elements *= extent;
+  const auto dtype = static_cast<DType>(tensor.dtype());
+  std::vector<double> values;
+  for (; elements > 0; --elements) {
+    values.push_back(Decode(dtype, gradient));
+    gradient.remove_prefix(ElementSize(dtype));
+  }
+  return values;
 }
 
 std::string ModelScale(const v1::ClipGradNormStart& start, const v1::ClipResult& result,
@@ -131,20 +108,32 @@ std::string ModelScale(const v1::ClipGradNormStart& start, const v1::ClipResult&
   if (result.skipped() && result.coefficient() == 0) return std::string(gradient.size(), '\0');
   if (result.skipped()) return std::string(gradient);
   std::string scaled;
-  ForEachElement(start, gradient, [&](const v1::TensorSpec& tensor, std::string_view element) {
-    scaled += ScaleElement(static_cast<DType>(tensor.dtype()), element, result.coefficient());
-  });
+  for (const v1::TensorSpec& tensor : start.tensors()) {
+    const auto dtype = static_cast<DType>(tensor.dtype());
+    std::string_view elements = gradient;
+    TakeTensor(tensor, gradient);
+    elements.remove_suffix(gradient.size());
+    for (; !elements.empty(); elements.remove_prefix(ElementSize(dtype))) {
+      scaled += ScaleElement(dtype, elements.substr(0, ElementSize(dtype)), result.coefficient());
+    }
+  }
   return scaled;
 }
 
-uint64_t DeclaredBytes(const v1::ClipGradNormStart& start) {
-  uint64_t bytes = 0;
+bool SameElements(const v1::ClipGradNormStart& start, std::string_view a, std::string_view b) {
+  if (a.size() != b.size()) return false;
   for (const v1::TensorSpec& tensor : start.tensors()) {
-    uint64_t elements = 1;
-    for (int64_t extent : tensor.shape()) elements *= extent;
-    bytes += elements * ElementSize(static_cast<DType>(tensor.dtype()));
+    const std::string_view a_bytes = a;
+    const std::string_view b_bytes = b;
+    const std::vector<double> a_values = TakeTensor(tensor, a);
+    const std::vector<double> b_values = TakeTensor(tensor, b);
+    const size_t size = ElementSize(static_cast<DType>(tensor.dtype()));
+    for (size_t i = 0; i < a_values.size(); ++i) {
+      if (std::isnan(a_values[i]) && std::isnan(b_values[i])) continue;
+      if (a_bytes.substr(i * size, size) != b_bytes.substr(i * size, size)) return false;
+    }
   }
-  return bytes;
+  return true;
 }
 
 }  // namespace gradclip

@@ -1,5 +1,5 @@
-// What a call must answer, computed slowly and plainly: element by element, in long double, over
-// the whole gradient at once. Fuzz targets and end-to-end tests hold the real thing against it.
+// Elements and what a coefficient makes of them, slowly and plainly, one by one. Fuzz targets and
+// end-to-end tests hold the real thing against it.
 #ifndef GRADCLIP_TESTS_MODEL_MODEL_H_
 #define GRADCLIP_TESTS_MODEL_MODEL_H_
 
@@ -19,15 +19,19 @@ double Decode(DType dtype, std::string_view bytes);
 // `value` as an element: rounded once to nearest even. Not for F64, which is `value`.
 std::string EncodeNarrow(DType dtype, long double value);
 
-// The p-norm of the counted tensors, without pre_scale; NaN and infinity as IEEE 754 has them.
-long double ModelNorm(const v1::ClipGradNormStart& start, std::string_view gradient);
+// The element times the coefficient, as Backend::Scale() defines it. A NaN is any NaN.
+std::string ScaleElement(DType dtype, std::string_view element, double coefficient);
 
-// The gradient times the coefficient of a result.
+// The values of the tensor that starts `gradient`, from which its bytes are taken away.
+std::vector<double> TakeTensor(const v1::TensorSpec& tensor, std::string_view& gradient);
+
+// The gradient times the coefficient of a result; zeros where it was skipped and the coefficient is
+// 0.
 std::string ModelScale(const v1::ClipGradNormStart& start, const v1::ClipResult& result,
                        std::string_view gradient);
 
-// Bytes that the tensors declare. REQUIRES: valid dtypes, no negative extent, small products.
-uint64_t DeclaredBytes(const v1::ClipGradNormStart& start);
+// Equal elements; one NaN is as good as another.
+bool SameElements(const v1::ClipGradNormStart& start, std::string_view a, std::string_view b);
 
 }  // namespace gradclip
 

@@ -128,6 +128,10 @@ TEST(NormPartial, AddsExtremesOfOtherNorms) {
   const double expected = static_cast<double>(1e308L * std::pow(1 + quotient, 100.0L));
   EXPECT_NEAR(Of(0.01, {1e-308, 1e308}).Norm() / expected, 1, 1e-10);
   EXPECT_NEAR(Of(0.01, {1e308, 1e-308}).Norm() / expected, 1, 1e-10);
+  for (const double p : {2.5, 1000.0, 1e306}) {
+    EXPECT_EQ(Of(p, {7e-309, 1e308}).Norm(), 1e308) << p;
+    EXPECT_EQ(Of(p, {1e308, 7e-309}).Norm(), 1e308) << p;
+  }
   EXPECT_EQ(Of(1000, {1e-300, 1e300}).Norm(), 1e300);
   EXPECT_EQ(Of(1e300, {2, 3}).Norm(), 3);
   EXPECT_EQ(Of(0x1p-9, {1, 1}).Norm(), 0x1p512);

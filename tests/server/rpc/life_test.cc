@@ -51,18 +51,6 @@ TEST_F(CallLife, FreesEverythingWhenACallIsCancelledAtAnyStage) {
   AwaitNothingReserved();
 }
 
-TEST_F(CallLife, FreesEverythingWhenTheConnectionIsLost) {
-  Serve();
-  {
-    OpenCall call = Open(1 << 20);
-    call.context->TryCancel();
-    stub_.reset();
-    channel_.reset();
-    Drain(*call.stream);
-  }
-  AwaitNothingReserved();
-}
-
 TEST_F(CallLife, WaitsForMemoryFirstComeFirstServed) {
   options_.memory_budget = options_.max_call_bytes = 6 << 20;
   Serve();

@@ -114,6 +114,20 @@ class ServerTest : public testing::Test {
     return Drain(*stream);
   }
 
+  // A whole call of ComputeNorm. `norm` is set where the status is OK.
+  grpc::Status Compute(const std::vector<v1::ComputeNormRequest>& requests, v1::NormResult& norm) {
+    grpc::ClientContext context;
+    v1::ComputeNormResponse response;
+    const auto stream = stub_->ComputeNorm(&context, &response);
+    for (const auto& request : requests) {
+      if (!stream->Write(request)) break;
+    }
+    stream->WritesDone();
+    grpc::Status status = stream->Finish();
+    norm = response.norm();
+    return status;
+  }
+
   Options options_;
   const int null_ = open("/dev/null", O_WRONLY);
   Log log_{LogFormat::kText, LogLevel::kInfo, null_};

@@ -28,18 +28,14 @@ TEST_F(ServerTest, ClipsTheWorkedExample) {
 
 TEST_F(ServerTest, ComputesTheNorm) {
   Serve();
-  grpc::ClientContext context;
-  v1::ComputeNormResponse response;
-  const auto stream = stub_->ComputeNorm(&context, &response);
-  v1::ComputeNormRequest request;
-  *request.mutable_start()->add_tensors() = ClipStart(0, 2).start().tensors(0);
-  stream->Write(request);
-  request.set_data(Bytes<float>({3, 4}));
-  stream->Write(request);
-  stream->WritesDone();
-  ASSERT_TRUE(stream->Finish().ok());
-  EXPECT_EQ(response.norm().total_norm(), 5);
-  EXPECT_THAT(response.norm().backend(), HasSubstr("cpu/"));
+  v1::ComputeNormRequest start;
+  *start.mutable_start()->mutable_tensors() = ClipStart(0, 2).start().tensors();
+  v1::ComputeNormRequest data;
+  data.set_data(Bytes<float>({3, 4}));
+  v1::NormResult norm;
+  ASSERT_TRUE(Compute({start, data}, norm).ok());
+  EXPECT_EQ(norm.total_norm(), 5);
+  EXPECT_THAT(norm.backend(), HasSubstr("cpu/"));
 }
 
 TEST_F(ServerTest, CutsLongRepliesIntoMessagesOfAMebibyte) {
@@ -264,33 +260,66 @@ TEST_F(ServerTest, ShortensANameThatWouldNotFitIntoAStatus) {
   EXPECT_THAT(reply.status.error_message(), HasSubstr("nnn[0]"));
 }
 
-TEST_F(ServerTest, RefusesMalformedStreams) {
-  Serve();
-  const v1::ClipGradNormRequest start = ClipStart(1, 2);
-  v1::ClipGradNormRequest shared;
-  shared.mutable_shared()->set_region("0123456789abcdef");
-  struct Case {
-    std::vector<v1::ClipGradNormRequest> requests;
-    grpc::StatusCode code;
-    std::string says;
+template <typename Request>
+struct MalformedStream {
+  std::vector<Request> requests;
+  grpc::StatusCode code;
+  std::string says;
+};
+
+// For a start of two F32 elements.
+template <typename Request>
+std::vector<MalformedStream<Request>> MalformedStreams(const Request& start) {
+  const auto data = [](const std::string& bytes) {
+    Request request;
+    request.set_data(bytes);
+    return request;
   };
   const std::string eight(8, '\0');
-  for (const Case& refused : std::vector<Case>{
-           {{}, grpc::StatusCode::INVALID_ARGUMENT, "without a start"},
-           {{Data(eight)}, grpc::StatusCode::INVALID_ARGUMENT, "start comes first"},
-           {{start, start}, grpc::StatusCode::INVALID_ARGUMENT, "second start"},
-           {{start, v1::ClipGradNormRequest()}, grpc::StatusCode::INVALID_ARGUMENT, "payload"},
-           {{start, shared}, grpc::StatusCode::UNIMPLEMENTED, "shared"},
-           {{start, Data(eight + "x")},
-            grpc::StatusCode::INVALID_ARGUMENT,
-            "tensors up to \"w\" declare 8 in all"},
-           {{start, Data("xyz")}, grpc::StatusCode::INVALID_ARGUMENT, "\"w\" has 3 of 8"},
-       }) {
+  const Request empty;
+  Request shared;
+  shared.mutable_shared()->set_region("0123456789abcdef");
+  return {
+      {{}, grpc::StatusCode::INVALID_ARGUMENT, "without a start"},
+      {{data(eight)}, grpc::StatusCode::INVALID_ARGUMENT, "start comes first"},
+      {{data(eight), start}, grpc::StatusCode::INVALID_ARGUMENT, "start comes first"},
+      {{start, start}, grpc::StatusCode::INVALID_ARGUMENT, "second start"},
+      {{start, data(eight), start}, grpc::StatusCode::INVALID_ARGUMENT, "second start"},
+      {{empty}, grpc::StatusCode::INVALID_ARGUMENT, "payload"},
+      {{start, empty}, grpc::StatusCode::INVALID_ARGUMENT, "payload"},
+      {{shared}, grpc::StatusCode::UNIMPLEMENTED, "shared"},
+      {{start, shared}, grpc::StatusCode::UNIMPLEMENTED, "shared"},
+      {{start, data(eight + "x")},
+       grpc::StatusCode::INVALID_ARGUMENT,
+       "tensors up to \"w\" declare 8 in all"},
+      {{start, data(eight), data("x")}, grpc::StatusCode::INVALID_ARGUMENT, "declare 8 in all"},
+      {{start}, grpc::StatusCode::INVALID_ARGUMENT, "\"w\" has 0 of 8"},
+      {{start, data("xyz")}, grpc::StatusCode::INVALID_ARGUMENT, "\"w\" has 3 of 8"},
+  };
+}
+
+TEST_F(ServerTest, RefusesMalformedStreamsToClip) {
+  Serve();
+  for (const auto& refused : MalformedStreams(ClipStart(1, 2))) {
     const Reply reply = Clip(refused.requests);
     EXPECT_EQ(reply.status.error_code(), refused.code) << refused.says;
     EXPECT_THAT(reply.status.error_message(), HasSubstr(refused.says));
     EXPECT_EQ(reply.gradient, "");
   }
+  AwaitNothingReserved();
+}
+
+TEST_F(ServerTest, RefusesMalformedStreamsToMeasure) {
+  Serve();
+  v1::ComputeNormRequest start;
+  *start.mutable_start()->mutable_tensors() = ClipStart(1, 2).start().tensors();
+  for (const auto& refused : MalformedStreams(start)) {
+    v1::NormResult norm;
+    const grpc::Status status = Compute(refused.requests, norm);
+    EXPECT_EQ(status.error_code(), refused.code) << refused.says;
+    EXPECT_THAT(status.error_message(), HasSubstr(refused.says));
+  }
+  AwaitNothingReserved();
 }
 
 TEST_F(ServerTest, RefusesBytesThatAreNoMessage) {

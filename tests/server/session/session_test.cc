@@ -517,6 +517,18 @@ TEST_F(ClipSession, SendsASkippedGradientBackOnlyWhereItAlwaysComesBack) {
   EXPECT_TRUE(result().gradient_follows());
 }
 
+TEST_F(ClipSession, SendsNoneOfNoBytesOnlyIfChanged) {
+  v1::ClipGradNormStart start = ClipStart(1, 0);
+  start.set_reply(v1::REPLY_GRADIENT_IF_CHANGED);
+  start.set_nonfinite(v1::NONFINITE_ZERO);
+  for (const float total_norm : {2.0f, kInf32}) {
+    Restart();
+    start.set_total_norm(total_norm);
+    ASSERT_EQ(Send(start), absl::OkStatus());
+    EXPECT_FALSE(result().gradient_follows());
+  }
+}
+
 TEST_F(ClipSession, TakesAllBytesWhereAGivenNormChangesNothing) {
   v1::ClipGradNormStart start = ClipStart(10);
   start.set_total_norm(1);
