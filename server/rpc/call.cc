@@ -77,12 +77,13 @@ bool Call::TakeRead(bool ok) {
     End(absl::OkStatus());
   } else if (ok) {
     return TakeMessage();
-  } else if (context_->IsCancelled()) {
-    End(CallerLeft());
   } else if (absl::Status closed = session_.HalfClose(); !closed.ok()) {
-    // Or else gRPC has refused the message and cancels the call, which it says later.
+    // The caller has half-closed, or it has left, or gRPC has refused a message and cancels the
+    // call; OnEnded() knows more.
     ended_short_ = true;
     End(std::move(closed));
+  } else if (context_->IsCancelled()) {
+    End(CallerLeft());
   } else {
     Answer();
   }
@@ -286,8 +287,9 @@ absl::Status Call::WhyCancelled() const {
   }
   if (!ended_short_) return CallerLeft();
   return absl::CancelledError(absl::StrFormat(
-      "the caller cancelled or went away after %d of %d bytes, or sent a message several times "
-      "larger than the limit of %d (--max-message-bytes), which is refused unread",
+      "the caller cancelled or went away after %d of %d bytes (or sent a message several times "
+      "over "
+      "the limit of %d, --max-message-bytes, which is refused unread)",
       session_.received_bytes(), session_.spec().gradient_bytes, environment_.max_message_bytes));
 }
 

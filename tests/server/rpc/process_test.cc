@@ -198,8 +198,8 @@ TEST(ServerProcess, LogsOneLineForEachCallHoweverItEnds) {
     std::string says;
   } ends[] = {
       {"INVALID_ARGUMENT", "ended after 0 of the 8 declared bytes"},
-      {"CANCELLED", "larger than the limit of 8388608 (--max-message-bytes)"},
-      {"CANCELLED", "the caller cancelled or went away"},
+      {"CANCELLED", "several times over the limit of 8388608, --max-message-bytes"},
+      {"CANCELLED", "the caller cancelled or went away after 0 of 8 bytes"},
       {"DEADLINE_EXCEEDED", "the caller's deadline has passed"},
   };
   for (size_t i = 0; i < std::size(ends); ++i) {
