@@ -282,7 +282,11 @@ absl::Status Call::ExpiryReason() const {
 }
 
 absl::Status Call::WhyCancelled() const {
-  if (context_->deadline() <= std::chrono::system_clock::now()) {
+  // The caller cancels when its own clock says so. The deadline here is what was left of it when it
+  // was sent, which gRPC rounds up by up to a hundredth, counted from when it arrived.
+  const auto late =
+      (std::chrono::steady_clock::now() - begin_) / 50 + std::chrono::milliseconds(20);
+  if (context_->deadline() - late <= std::chrono::system_clock::now()) {
     return absl::DeadlineExceededError("the caller's deadline has passed");
   }
   if (!ended_short_) return CallerLeft();
