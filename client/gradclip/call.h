@@ -1,5 +1,5 @@
-// One try of one call over one connection, driven by the calling thread alone: it writes, reads and
-// waits on a completion queue of its own, so no other thread is woken for it.
+// One try of one call over a connection of its own, driven by the calling thread alone: it writes,
+// reads and waits on a completion queue of its own, so no other thread is woken for it.
 //
 // Functions; thread-safe.
 #ifndef GRADCLIP_CLIENT_GRADCLIP_CALL_H_

@@ -89,7 +89,7 @@ uint64_t Tensor::bytes() const {
 class Client::Impl {
  public:
   Impl(std::string address, ClientOptions options)
-      : connection_(std::move(address)), options_(options), backend_(MakeBackend("auto")) {}
+      : connections_(std::move(address)), options_(options), backend_(MakeBackend("auto")) {}
 
   absl::StatusOr<NormAnswer> ComputeNorm(std::span<const Tensor> tensors,
                                          const NormOptions& options, const CallOptions& call);
@@ -109,18 +109,20 @@ class Client::Impl {
   absl::Status TryOnce(absl::Time deadline, Attempt attempt, bool& changed);
   absl::Status Check(std::span<const Tensor> tensors) const;
 
-  SharedConnection connection_;
+  ConnectionPool connections_;
   const ClientOptions options_;
   const absl::StatusOr<std::unique_ptr<Backend>> backend_;
   StartCache starts_;
 };
 
 absl::Status Client::Impl::TryOnce(absl::Time deadline, Attempt attempt, bool& changed) {
-  const absl::StatusOr<std::shared_ptr<Connection>> connection = connection_.Get(deadline);
+  absl::StatusOr<std::unique_ptr<Connection>> connection = connections_.Take(deadline);
   if (!connection.ok()) return connection.status();
   const absl::Status status = attempt(**connection, changed);
+  // Of a call that failed, something may still be on its way.
+  if (status.ok()) connections_.GiveBack(*std::move(connection));
   // A server that is going away, or one that we have lost: the next call looks for it anew.
-  if (absl::IsUnavailable(status)) connection_.Drop(*connection);
+  if (absl::IsUnavailable(status)) connections_.Clear();
   return status;
 }
 
@@ -135,7 +137,7 @@ absl::Status Client::Impl::Try(absl::Time deadline, int retries, Attempt attempt
     if (!absl::IsUnavailable(status) || changed || tries > retries ||
         absl::Now() + wait >= deadline) {
       return absl::Status(
-          status.code(), absl::StrCat("server ", connection_.address(), ": ", status.message(),
+          status.code(), absl::StrCat("server ", connections_.address(), ": ", status.message(),
                                       tries > 1 ? absl::StrCat(" (tried ", tries, " times)") : ""));
     }
     absl::SleepFor(wait);

@@ -124,8 +124,9 @@ struct ClientOptions {
 
 class Client {
  public:
-  // address: "host:port" or "unix:path" (gRPC's name syntax). Connects with the first call; all
-  // calls share the connection, which is made anew where it was lost.
+  // address: "host:port" or "unix:path" (gRPC's name syntax). Connects with the first call. Each
+  // running call has a connection of its own, so that none can harm another; up to eight wait for
+  // later calls, which connect anew where those were lost.
   explicit Client(std::string address, ClientOptions options = {});
   ~Client();
   Client(const Client&) = delete;

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -240,19 +241,95 @@ TEST(ClientFailure, EndsAtOnceWhereTheTimeoutIsOver) {
   EXPECT_EQ(status.code(), absl::StatusCode::kDeadlineExceeded) << status;
 }
 
+// A listening socket on a free port of the loopback interface.
+int ListenOnLoopback(int& port) {
+  const int listener = socket(AF_INET, SOCK_STREAM, 0);
+  sockaddr_in address = {};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  EXPECT_EQ(bind(listener, reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
+  EXPECT_EQ(listen(listener, 8), 0);
+  socklen_t size = sizeof(address);
+  EXPECT_EQ(getsockname(listener, reinterpret_cast<sockaddr*>(&address), &size), 0);
+  port = ntohs(address.sin_port);
+  return listener;
+}
+
+int ConnectToLoopback(int port) {
+  const int connected = socket(AF_INET, SOCK_STREAM, 0);
+  sockaddr_in address = {};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  address.sin_port = htons(static_cast<uint16_t>(port));
+  EXPECT_EQ(connect(connected, reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
+  return connected;
+}
+
+// What a server may open HTTP/2 with: SETTINGS with the largest initial window, and as much for the
+// connection. The client may then send without end, so that only the socket stops it.
+const std::string kEndlessWindow(
+    "\0\0\6\4\0\0\0\0\0\0\4\x7f\xff\xff\xff"
+    "\0\0\4\x8\0\0\0\0\0\x7f\xff\0\0",
+    28);
+
+// Stands between clients and a server, and takes `most` bytes from each client, which may send
+// more: then that client's socket fills up. `most` has to be less than the server itself takes
+// ahead.
+class Relay {
+ public:
+  Relay(int server_port, size_t most) : listener_(ListenOnLoopback(port_)) {
+    thread_ = std::thread([this, server_port, most] {
+      for (int client = 0; (client = accept(listener_, nullptr, nullptr)) >= 0;) {
+        const int server = ConnectToLoopback(server_port);
+        EXPECT_EQ(write(client, kEndlessWindow.data(), kEndlessWindow.size()),
+                  static_cast<ssize_t>(kEndlessWindow.size()));
+        sockets_.insert(sockets_.end(), {client, server});
+        copiers_.emplace_back([=] { Copy(client, server, most); });
+        copiers_.emplace_back([=] { Copy(server, client, std::numeric_limits<size_t>::max()); });
+      }
+    });
+  }
+  ~Relay() {
+    shutdown(listener_, SHUT_RDWR);
+    thread_.join();
+    for (int one : sockets_) shutdown(one, SHUT_RDWR);
+    for (std::thread& copier : copiers_) copier.join();
+    for (int one : sockets_) close(one);
+    close(listener_);
+  }
+  std::string address() const { return absl::StrCat("127.0.0.1:", port_); }
+
+ private:
+  // Copies `most` bytes, or all until either side ends.
+  static void Copy(int from, int to, size_t most) {
+    char buffer[65536];
+    for (size_t left = most; left > 0;) {
+      const ssize_t bytes = read(from, buffer, std::min(left, sizeof(buffer)));
+      if (bytes <= 0) {
+        shutdown(to, SHUT_WR);
+        return;
+      }
+      left -= static_cast<size_t>(bytes);
+      for (ssize_t at = 0; at < bytes;) {
+        const ssize_t written = send(to, buffer + at, bytes - at, MSG_NOSIGNAL);
+        if (written <= 0) return;
+        at += written;
+      }
+    }
+  }
+
+  int port_ = 0;
+  const int listener_;
+  std::vector<int> sockets_;
+  std::vector<std::thread> copiers_;
+  std::thread thread_;
+};
+
 // Accepts connections and reads nothing. With `settings` it allows the client to send without end,
 // so that only the socket stops it.
 class DeafServer {
  public:
-  explicit DeafServer(std::string settings) : listener_(socket(AF_INET, SOCK_STREAM, 0)) {
-    sockaddr_in address = {};
-    address.sin_family = AF_INET;
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    EXPECT_EQ(bind(listener_, reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
-    EXPECT_EQ(listen(listener_, 8), 0);
-    socklen_t size = sizeof(address);
-    EXPECT_EQ(getsockname(listener_, reinterpret_cast<sockaddr*>(&address), &size), 0);
-    address_ = absl::StrCat("127.0.0.1:", ntohs(address.sin_port));
+  explicit DeafServer(std::string settings) : listener_(ListenOnLoopback(port_)) {
     thread_ = std::thread([this, settings = std::move(settings)] {
       for (int one = 0; (one = accept(listener_, nullptr, nullptr)) >= 0;) {
         EXPECT_EQ(write(one, settings.data(), settings.size()),
@@ -267,11 +344,11 @@ class DeafServer {
     close(listener_);
     for (int one : accepted_) close(one);
   }
-  const std::string& address() const { return address_; }
+  std::string address() const { return absl::StrCat("127.0.0.1:", port_); }
 
  private:
+  int port_ = 0;
   const int listener_;
-  std::string address_;
   std::vector<int> accepted_;
   std::thread thread_;
 };
@@ -295,12 +372,7 @@ TEST(ClientFailure, NamesAServerThatDoesNotSpeakGrpc) {
 }
 
 TEST(ClientFailure, EndsAtTheDeadlineAndLetsGoOfTheMemoryWhereTheServerIsDeaf) {
-  // SETTINGS with the largest initial window, and as much for the connection.
-  const std::string endless(
-      "\0\0\6\4\0\0\0\0\0\0\4\x7f\xff\xff\xff"
-      "\0\0\4\x8\0\0\0\0\0\x7f\xff\0\0",
-      28);
-  for (const std::string& settings : {std::string(), endless}) {
+  for (const std::string& settings : {std::string(), kEndlessWindow}) {
     const DeafServer server(settings);
     Client client(server.address());
     for (int round = 0; round < 2; ++round) {
@@ -451,6 +523,44 @@ TEST(ClientFailure, OneCallsDeadlineDoesNotEndTheOthers) {
     const auto answer = client.Clip(gradient.tensors(), options);
     EXPECT_TRUE(answer.ok()) << answer.status();
   }
+}
+
+TEST(ClientFailure, CuttingOneCallOffHarmsNoOther) {
+  FakeServer server("127.0.0.1:0", /*window_bytes=*/64 << 20);
+  const Relay relay(server.port(), /*most=*/32768);
+  Client client(relay.address(), QuickRetries());
+  absl::Notification half_is_back, other_is_over;
+  server.clip = [&](ClipStream& stream) {
+    const auto received = ReadAll(stream);
+    if (received.starts.at(0).reply() != v1::REPLY_GRADIENT) return grpc::Status::OK;
+    const std::string half(received.data().size() / 2, '\0');
+    SendResult(stream, 0.5, /*gradient_follows=*/true);
+    SendData(stream, half);
+    other_is_over.WaitForNotification();
+    SendData(stream, half);
+    return grpc::Status::OK;
+  };
+  Gradient gradient(1000);
+  absl::Status status;
+  std::jthread running([&] {
+    CallOptions call;
+    call.progress = [&](uint64_t done, uint64_t) {
+      if (done == 6000) half_is_back.Notify();
+    };
+    status = client.Clip(gradient.tensors(), MaxNormOne(ReplyMode::kGradient), call).status();
+  });
+  half_is_back.WaitForNotification();
+  {
+    Gradient stuck(size_t{8} << 20);
+    EXPECT_EQ(
+        client.Clip(stuck.tensors(), MaxNormOne(), Within(absl::Milliseconds(300))).status().code(),
+        absl::StatusCode::kDeadlineExceeded);
+    EXPECT_TRUE(stuck.unchanged());
+  }
+  other_is_over.Notify();
+  running.join();
+  EXPECT_TRUE(status.ok()) << status;
+  EXPECT_THAT(gradient.values(), Each(0.0f));
 }
 
 }  // namespace
