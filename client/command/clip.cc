@@ -127,15 +127,6 @@ absl::Status WriteAll(std::span<const GradientFile> files, const std::vector<std
   return status;
 }
 
-std::string ClippedText(const ClipAnswer& answer, const ClipOptions& options) {
-  if (answer.skipped) {
-    return absl::StrCat("no: the norm is not finite, so ",
-                        answer.coefficient == 0 ? "all elements are 0" : "nothing is changed");
-  }
-  if (!answer.clipped) return absl::StrCat("no, the limit is ", NumberText(options.max_norm));
-  return absl::StrCat("yes, to ", NumberText(options.max_norm));
-}
-
 void Print(const ClipFlags& flags, const ClipOptions& options, const Gradient& gradient,
            const ClipAnswer& answer, absl::Duration time) {
   if (flags.server.json) {
