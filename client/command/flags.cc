@@ -47,7 +47,8 @@ absl::Status ServerFlags::Advise(const absl::Status& status) const {
   std::string advice;
   if (absl::IsUnavailable(status)) {
     advice = "; --server names another one";
-  } else if (absl::IsDeadlineExceeded(status)) {
+  } else if (absl::IsDeadlineExceeded(status) && call().timeout < absl::InfiniteDuration() &&
+             !absl::StrContains(status.message(), "--idle-timeout")) {  // the server's own
     advice = absl::StrCat("; --timeout gives it more than ", timeout);
   } else if (absl::IsUnknown(status) || absl::IsUnimplemented(status)) {
     // What gRPC makes of an answer that no GradClip server gives.

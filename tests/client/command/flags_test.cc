@@ -32,6 +32,14 @@ TEST(ServerFlags, LetACallTakeAsLongAsItNeedsUnlessTold) {
   EXPECT_EQ(flags.call().timeout, absl::Seconds(1.5));
 }
 
+TEST(ServerFlags, AdviseMoreTimeOnlyWhereTheTimeoutWasTheCause) {
+  ServerFlags flags;
+  EXPECT_EQ(flags.Advise(absl::DeadlineExceededError("a: late")).message(), "a: late");
+  flags.timeout = "30s";
+  const std::string idle = "a: no message for 60s, the limit of --idle-timeout";
+  EXPECT_EQ(flags.Advise(absl::DeadlineExceededError(idle)).message(), idle);
+}
+
 TEST(ServerFlags, SayWhatToDoAboutAFailedCall) {
   ServerFlags flags;
   flags.timeout = "30s";
