@@ -1,5 +1,6 @@
 #include "client/command/command_line.h"
 
+#include <algorithm>
 #include <iostream>
 #include <string>
 #include <vector>
@@ -40,9 +41,12 @@ std::vector<std::string> VerbNames(const CLI::App& app) {
 // What is wrong with arguments that nothing has taken; `verb` is the application itself where none
 // was named before them.
 absl::Status RefuseExtras(const CLI::App& app, const CLI::App& verb) {
-  const std::vector<std::string> extras = verb.remaining();
-  if (extras.empty()) return absl::OkStatus();
+  std::vector<std::string> extras = verb.remaining();
   const std::string name = &verb == &app ? "" : verb.get_name();
+  // The -- that ends a verb's flags is left here beside what nothing has taken.
+  const auto mark = std::find(extras.begin(), extras.end(), "--");
+  if (!name.empty() && mark != extras.end()) extras.erase(mark);
+  if (extras.empty()) return absl::OkStatus();
   const std::string word = extras[0].substr(0, extras[0].find('='));
   if (absl::StartsWith(word, "-")) {
     return UsageError(name, absl::StrCat("unknown flag ", word, DidYouMean(word, FlagNames(verb)),

@@ -80,6 +80,15 @@ TEST(CommandLine, RefusesUnknownWordsAndSuggestsTheClosest) {
             "gradclip: unknown flag --a\\x0ab; see gradclip norm --help");
 }
 
+TEST(CommandLine, TakesEverythingBehindTwoDashesAsFiles) {
+  EXPECT_EQ(Failure({"norm", "--", "-x.npy"}),
+            "gradclip: can't read -x.npy: No such file or directory");
+  EXPECT_EQ(Failure({"norm", "--json", "--", kGradient, "--none.npy"}),
+            "gradclip: can't read --none.npy: No such file or directory");
+  EXPECT_THAT(Failure({"norm", "--", "--"}), HasSubstr("--: the name must end in"));
+  EXPECT_EQ(Failure({"norm", "-x.npy"}), "gradclip: unknown flag -x.npy; see gradclip norm --help");
+}
+
 TEST(CommandLine, RefusesValuesOutsideTheirRange) {
   const auto refused = [](const std::string& flag, const std::string& value) {
     return Failure({"clip", kGradient, "-o", "x", "--max-norm", "1", flag, value});
