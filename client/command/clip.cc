@@ -191,14 +191,14 @@ void AddClipVerb(CLI::App& app, Action& chosen) {
                   "The file to write, or for several the folder (made where missing) that gets "
                   "files of the same names; written whole or not at all")
       ->type_name("OUT");
-  verb.add_option("--max-norm", flags->max_norm,
-                  "The limit of the norm; inf measures and never clips")
-      ->type_name("NUMBER")
-      ->check(NumberCheck("a number >= 0, or inf", 0, kInfinity));
-  verb.add_option("--epsilon", flags->clip.epsilon, "Added to the norm before dividing")
-      ->type_name("NUMBER")
-      ->capture_default_str()
-      ->check(NumberCheck("a finite number >= 0", 0, std::numeric_limits<double>::max()));
+  AddNumber(
+      verb, "--max-norm", {"a number >= 0, or inf", 0, kInfinity},
+      [flags](double number) { flags->max_norm = number; },
+      "The limit of the norm; inf measures and never clips");
+  AddNumber(
+      verb, "--epsilon", {"a finite number >= 0", 0, std::numeric_limits<double>::max()},
+      [flags](double number) { flags->clip.epsilon = number; }, "Added to the norm before dividing")
+      ->default_str(NumberText(flags->clip.epsilon));
   verb.add_option("--nonfinite", flags->nonfinite,
                   "Where the norm is NaN or infinite: propagate as PyTorch does, error (nothing is "
                   "written), skip (nothing is changed), or zero (all elements become 0)")
@@ -206,15 +206,11 @@ void AddClipVerb(CLI::App& app, Action& chosen) {
       ->capture_default_str()
       ->check(WordCheck({"propagate", "error", "skip", "zero"}));
   AddReply(verb, flags->reply);
-  verb.add_option("--total-norm", flags->clip.total_norm,
-                  "The norm, after --pre-scale, where it is known: nothing is measured")
-      ->type_name("NUMBER")
-      ->check([](const std::string& text) {
-        double number = 0;
-        // NaN is a norm too.
-        if (absl::SimpleAtod(text, &number) && !(number < 0)) return std::string();
-        return absl::StrCat("must be a number >= 0, inf or nan, not ", text);
-      });
+  AddNumber(
+      verb, "--total-norm",
+      {"a number >= 0, inf or nan", 0, kInfinity, /*open=*/false, /*takes_nan=*/true},
+      [flags](double number) { flags->clip.total_norm = number; },
+      "The norm, after --pre-scale, where it is known: nothing is measured");
   flags->server.AddTo(verb);
   AddNormFlags(verb, flags->clip.norm);
   AddQuiet(verb, flags->quiet, "Print nothing, and no progress");

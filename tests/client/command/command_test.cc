@@ -103,6 +103,11 @@ TEST(CommandLine, RefusesValuesOutsideTheirRange) {
   EXPECT_THAT(refused("--pre-scale", "0"),
               HasSubstr("--pre-scale: must be a finite number over 0"));
   EXPECT_THAT(refused("--total-norm", "-1"), HasSubstr("--total-norm: must be a number >= 0"));
+  for (const char* flag :
+       {"--max-norm", "--epsilon", "--total-norm", "--norm-type", "--pre-scale"}) {
+    EXPECT_THAT(refused(flag, "1e400"), HasSubstr(std::string(flag) + ": must be a")) << flag;
+    EXPECT_THAT(refused(flag, "1e400"), HasSubstr("and 1e400 is over the largest number"));
+  }
   EXPECT_THAT(refused("--timeout", "30"), HasSubstr("--timeout: must be a time over 0"));
   EXPECT_THAT(refused("--nonfinite", "ignore"),
               HasSubstr("--nonfinite: must be one of propagate, error, skip, zero, not ignore"));
@@ -110,7 +115,11 @@ TEST(CommandLine, RefusesValuesOutsideTheirRange) {
               HasSubstr("--reply: must be one of coefficient, gradient, if-changed, not all"));
   EXPECT_THAT(Failure({"bench", "--bytes", "much"}), HasSubstr("--bytes: must be a size"));
   EXPECT_THAT(Failure({"bench", "--rounds", "0"}), HasSubstr("--rounds: must be a whole number"));
-  EXPECT_THAT(Failure({"bench", "--rounds", "1.5"}), HasSubstr("--rounds"));
+  for (const char* rounds : {"1.5", "1e3", "10000001", "-1"}) {
+    EXPECT_EQ(Failure({"bench", "--rounds", rounds}),
+              std::string("gradclip: --rounds: must be a whole number from 1 to 10000000, not ") +
+                  rounds + "; see gradclip bench --help");
+  }
   EXPECT_THAT(Failure({"bench", "--bytes", "8", "--tensors", "3"}),
               HasSubstr("--bytes=8 holds 2 F32 elements, too few for --tensors=3"));
   EXPECT_EQ(Failure({"clip", kGradient, "--max-norm"}),
