@@ -12,6 +12,7 @@
 #include "client/gradclip/answer.h"
 #include "client/gradclip/call.h"
 #include "client/gradclip/connection.h"
+#include "client/gradclip/overlap.h"
 #include "client/gradclip/payload.h"
 #include "client/gradclip/reply.h"
 #include "client/gradclip/scale.h"
@@ -199,6 +200,7 @@ absl::StatusOr<ClipAnswer> Client::Impl::Clip(std::span<const Tensor> tensors,
   const auto declaration = starts_.Get(tensors);
   if (!declaration.ok()) return declaration.status();
   if (absl::Status checked = Check(tensors); !checked.ok()) return checked;
+  if (absl::Status apart = CheckOverlap(tensors); !apart.ok()) return apart;
   const bool scales_itself = options.reply == ReplyMode::kCoefficient;
   if (scales_itself && !backend_.ok()) return backend_.status();
 

@@ -138,11 +138,11 @@ class Client {
                                          const NormOptions& options = {},
                                          const CallOptions& call = {});
 
-  // Clips the tensors in place by their total norm. REQUIRES: they do not overlap in memory, and
-  // nobody else uses it until the call returns; then nothing of it is held. On an error the memory
-  // is as it was, but for DATA_LOSS, which says that the connection was lost while clipped bytes
-  // came back (kGradient and kGradientIfChanged only): some of the memory is clipped and some is
-  // not.
+  // Clips the tensors in place by their total norm. INVALID_ARGUMENT where two overlap in memory:
+  // weights that are tied are listed once. REQUIRES: nobody else uses the memory until the call
+  // returns; then nothing of it is held. On an error the memory is as it was, but for DATA_LOSS,
+  // which says that the connection was lost while clipped bytes came back (kGradient and
+  // kGradientIfChanged only): some of the memory is clipped and some is not.
   absl::StatusOr<ClipAnswer> Clip(std::span<const Tensor> tensors, const ClipOptions& options,
                                   const CallOptions& call = {});
 
