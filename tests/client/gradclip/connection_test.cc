@@ -1,6 +1,7 @@
 #include "client/gradclip/connection.h"
 
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -103,6 +104,25 @@ TEST(Connection, SaysWhyNobodyAnswers) {
 
   const auto long_path = Connection::Open("unix:/" + std::string(200, 'x'), absl::InfiniteFuture());
   EXPECT_EQ(long_path.status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST(ConnectSocket, LetsTheSystemFindOutThatTheHostIsGone) {
+  const Listener listener;
+  const auto connected =
+      ConnectSocket(*ParseServerAddress(listener.address()), absl::InfiniteFuture());
+  ASSERT_TRUE(connected.ok()) << connected.status();
+  const auto option = [&](int level, int name) {
+    int value = 0;
+    socklen_t size = sizeof(value);
+    EXPECT_EQ(getsockopt(*connected, level, name, &value, &size), 0);
+    return value;
+  };
+  EXPECT_EQ(option(SOL_SOCKET, SO_KEEPALIVE), 1);
+  const int idle = option(IPPROTO_TCP, TCP_KEEPIDLE);
+  const int probes = option(IPPROTO_TCP, TCP_KEEPINTVL) * option(IPPROTO_TCP, TCP_KEEPCNT);
+  EXPECT_EQ(idle + probes, 30);
+  EXPECT_EQ(option(IPPROTO_TCP, TCP_USER_TIMEOUT), 1000 * (idle + probes));
+  close(*connected);
 }
 
 TEST(Connection, IsAliveUntilEitherSideClosesIt) {
