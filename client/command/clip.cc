@@ -69,8 +69,9 @@ absl::StatusOr<std::vector<std::string>> PlanTargets(const std::vector<std::stri
                                              "file, such as ",
                                              (folder / name).string()));
     }
-    // The format is the input's, whatever the name says.
-    if (GradientFile::CheckName(out).ok() && folder.extension() != name.extension()) {
+    // The format is the input's, and nothing reads a file whose name says another or none.
+    if (absl::Status status = GradientFile::CheckName(files[0]); !status.ok()) return status;
+    if (folder.extension() != name.extension()) {
       return UsageError("clip", absl::StrCat("-o ", out, " must end in ", name.extension().string(),
                                              ", for the format is kept"));
     }

@@ -2,6 +2,7 @@
 // it does with a server is tested in tests/e2e.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -153,14 +154,22 @@ TEST(CommandLine, RefusesOutputsBeforeAnyWork) {
   };
   EXPECT_THAT(refused({kGradient}, folder / ""), HasSubstr("/step-060.safetensors"));
   EXPECT_THAT(refused({kGradient}, folder / "none/x.safetensors"), HasSubstr("there is no folder"));
-  EXPECT_THAT(refused({kGradient}, folder / "x.npy"), HasSubstr("must end in .safetensors"));
-  EXPECT_THAT(refused({kGradient}, "/dev/null"), HasSubstr("it is no regular file"));
+  for (const char* name : {"x.npy", "x", "x.bin", "x.SAFETENSORS", ".safetensors"}) {
+    EXPECT_EQ(refused({kGradient}, folder / name),
+              "gradclip: -o " + folder / name +
+                  " must end in .safetensors, for the format is kept; see gradclip clip --help");
+  }
+  EXPECT_THAT(refused({folder / "x.txt"}, folder / "y.txt"),
+              HasSubstr("x.txt: the name must end in .safetensors or .npy"));
+  ASSERT_EQ(mkfifo((folder / "pipe.safetensors").c_str(), 0600), 0);
+  EXPECT_THAT(refused({kGradient}, folder / "pipe.safetensors"),
+              HasSubstr("it is no regular file"));
   EXPECT_THAT(refused({kGradient, kGradient}, folder / "out"),
               HasSubstr("two files are named step-060.safetensors"));
   WriteFile(folder / "file", "x");
   EXPECT_THAT(refused({kGradient, folder / "b.npy"}, folder / "file"),
               HasSubstr("is no folder, and 2 files need one"));
-  EXPECT_EQ(folder.entries(), 1u);
+  EXPECT_EQ(folder.entries(), 2u);
 }
 
 TEST(Command, NamesAFileThatItCannotTake) {
