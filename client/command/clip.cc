@@ -83,6 +83,15 @@ absl::StatusOr<std::vector<std::string>> PlanTargets(const std::vector<std::stri
     return UsageError(
         "clip", absl::StrCat("-o ", out, " is no folder, and ", files.size(), " files need one"));
   }
+  if (!exists) {
+    // Only the folder itself is made: what is made can then be removed where writing fails.
+    const std::filesystem::path parent =
+        (folder.has_filename() ? folder : folder.parent_path()).parent_path();
+    if (!parent.empty() && !std::filesystem::is_directory(parent, ignored)) {
+      return absl::NotFoundError(
+          absl::StrCat("can't make the folder ", out, ": there is no folder ", parent.string()));
+    }
+  }
   std::vector<std::string> targets;
   std::set<std::string> names;
   for (const std::string& file : files) {
@@ -105,7 +114,7 @@ absl::Status WriteAll(std::span<const GradientFile> files, const std::vector<std
                       const StagedFile::Written& written) {
   std::error_code error;
   const std::filesystem::path folder = std::filesystem::path(targets[0]).parent_path();
-  const bool made = files.size() > 1 && std::filesystem::create_directories(folder, error);
+  const bool made = files.size() > 1 && std::filesystem::create_directory(folder, error);
   if (error) {
     return absl::UnknownError(
         absl::StrCat("can't make the folder ", folder.string(), ": ", error.message()));

@@ -196,12 +196,15 @@ TEST_F(Command, LeavesNothingBehindWhereTheSystemRefusesTheBytes) {
   const Ran ran = Run({"clip", file, "--max-norm", "1", "-o", Out("o.safetensors")});
   const Ran several = Run(
       {"clip", file, kGradients + "step-060.safetensors", "--max-norm", "1", "-o", Out("folder")});
+  const Ran nested = Run({"clip", file, kGradients + "step-060.safetensors", "--max-norm", "1",
+                          "-o", Out("folder/nested")});
   ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &before), 0);
   EXPECT_EQ(ran.status, 1);
   EXPECT_EQ(ran.out, "");
   EXPECT_EQ(ran.err, "gradclip: can't write " + Out("o.safetensors") + ": File too large\n");
   EXPECT_EQ(ReadFile(Out("o.safetensors")), "before");
   EXPECT_EQ(several.status, 1);
+  EXPECT_EQ(nested.status, 1);
   EXPECT_EQ(folder_.entries(), 1u);
 }
 

@@ -169,6 +169,11 @@ TEST(CommandLine, RefusesOutputsBeforeAnyWork) {
   WriteFile(folder / "file", "x");
   EXPECT_THAT(refused({kGradient, folder / "b.npy"}, folder / "file"),
               HasSubstr("is no folder, and 2 files need one"));
+  for (const char* out : {"none/out", "none/out/"}) {
+    EXPECT_EQ(refused({kGradient, folder / "b.npy"}, folder / out),
+              "gradclip: can't make the folder " + folder / out + ": there is no folder " +
+                  folder / "none");
+  }
   EXPECT_EQ(folder.entries(), 2u);
 }
 
