@@ -17,7 +17,8 @@
 
 namespace gradclip {
 
-// What a streamed call tells its maker.
+// What a streamed call tells its maker. An exception that one of them throws ends the call as its
+// end does, and passes on.
 struct StreamHandlers {
   // After each message of the payload that went out; the bytes of gradient gone so far.
   absl::FunctionRef<void(uint64_t sent_bytes)> on_sent;

@@ -110,6 +110,8 @@ struct CallOptions {
   absl::Duration timeout = absl::InfiniteDuration();
   // Called on the calling thread as bytes go out and come back; both count up to bytes_total, which
   // is the gradient's bytes, or twice them where they may come back. A new try starts again at 0.
+  // An exception that it throws ends the call and passes through it; the memory is then as after an
+  // error (clipped in part, perhaps, where bytes come back), and nothing of it is held.
   std::function<void(uint64_t bytes_done, uint64_t bytes_total)> progress;
 };
 

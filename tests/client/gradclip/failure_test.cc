@@ -9,6 +9,7 @@
 #include <memory>
 #include <mutex>
 #include <span>
+#include <stdexcept>
 #include <string>
 #include <thread>
 #include <utility>
@@ -522,6 +523,36 @@ TEST(ClientFailure, OneCallsDeadlineDoesNotEndTheOthers) {
     options.max_norm = 2;
     const auto answer = client.Clip(gradient.tensors(), options);
     EXPECT_TRUE(answer.ok()) << answer.status();
+  }
+}
+
+TEST(ClientFailure, EndsTheCallWhereTheProgressFunctionThrows) {
+  FakeServer server;
+  const DeafServer deaf(kEndlessWindow);
+  server.clip = [](ClipStream& stream) {
+    const std::string data = ReadAll(stream).data();
+    SendResult(stream, 0.5, /*gradient_follows=*/true);
+    SendData(stream, data);
+    return grpc::Status::OK;
+  };
+  const struct {
+    std::string address;
+    uint64_t limit;
+  } cases[] = {
+      {server.address(), 1},                  // as bytes go out,
+      {deaf.address(), 1},                    // where nobody reads them,
+      {server.address(), uint64_t{80} << 20}  // and as they come back
+  };
+  for (const auto& one : cases) {
+    Client client(one.address);
+    auto gradient = std::make_unique<Gradient>(size_t{16} << 20);
+    CallOptions call;
+    call.progress = [&](uint64_t done, uint64_t) {
+      if (done >= one.limit) throw std::runtime_error("enough");
+    };
+    EXPECT_THROW(
+        (void)client.Clip(gradient->tensors(), MaxNormOne(ReplyMode::kGradient), call).status(),
+        std::runtime_error);
   }
 }
 
