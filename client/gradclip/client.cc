@@ -1,7 +1,5 @@
 #include "gradclip/client.h"
 
-#include <algorithm>
-#include <cmath>
 #include <utility>
 
 #include "absl/functional/function_ref.h"
@@ -10,6 +8,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "client/gradclip/answer.h"
+#include "client/gradclip/backoff.h"
 #include "client/gradclip/call.h"
 #include "client/gradclip/connection.h"
 #include "client/gradclip/overlap.h"
@@ -30,10 +29,6 @@ constexpr char kHealthCheck[] = "/grpc.health.v1.Health/Check";
 
 // gRPC's own limit is the 32-bit length before each message.
 constexpr uint64_t kMaxMessageBytes = uint64_t{1} << 30;
-
-// Multiplies the back-off, so that clients that failed together do not come back together.
-constexpr double kJitterFrom = 0.5;
-constexpr double kJitterTo = 1.0;
 
 absl::Time DeadlineOf(const CallOptions& call) {
   return absl::Now() + call.timeout;
@@ -129,12 +124,12 @@ absl::Status Client::Impl::TryOnce(absl::Time deadline, Attempt attempt, bool& c
 
 absl::Status Client::Impl::Try(absl::Time deadline, int retries, Attempt attempt) {
   absl::BitGen random;
-  absl::Duration backoff = options_.initial_backoff;
   for (int tries = 1;; ++tries) {
     bool changed = false;
     const absl::Status status = TryOnce(deadline, attempt, changed);
     if (status.ok()) return status;
-    const absl::Duration wait = backoff * absl::Uniform(random, kJitterFrom, kJitterTo);
+    const absl::Duration wait = Backoff(tries, options_.initial_backoff, options_.max_backoff,
+                                        absl::Uniform(random, 0.0, 1.0));
     if (!absl::IsUnavailable(status) || changed || tries > retries ||
         absl::Now() + wait >= deadline) {
       return absl::Status(
@@ -142,7 +137,6 @@ absl::Status Client::Impl::Try(absl::Time deadline, int retries, Attempt attempt
                                       tries > 1 ? absl::StrCat(" (tried ", tries, " times)") : ""));
     }
     absl::SleepFor(wait);
-    backoff = std::min(backoff * 2, options_.max_backoff);
   }
 }
 

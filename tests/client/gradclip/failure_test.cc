@@ -156,6 +156,23 @@ TEST(ClientFailure, WaitsLongerBeforeEachTry) {
   for (int i = 0; i < 3; ++i) EXPECT_GE(calls[i + 1] - calls[i], absl::Milliseconds(10 << i)) << i;
 }
 
+TEST(ClientFailure, WaitsNoLongerThanTheLongestBackoff) {
+  FakeServer server;
+  ClientOptions options;
+  options.max_retries = 2;
+  options.initial_backoff = absl::Hours(1);
+  options.max_backoff = absl::Milliseconds(1);
+  Client client(server.address(), options);
+  std::atomic<int> calls = 0;
+  server.clip = [&](ClipStream&) {
+    ++calls;
+    return grpc::Status(grpc::StatusCode::UNAVAILABLE, "draining");
+  };
+  Gradient gradient(10);
+  EXPECT_FALSE(client.Clip(gradient.tensors(), MaxNormOne(), Within(absl::Seconds(30))).ok());
+  EXPECT_EQ(calls, 3);
+}
+
 TEST(ClientFailure, DoesNotTryAgainBeyondTheTimeout) {
   FakeServer server;
   ClientOptions options;
