@@ -1,7 +1,9 @@
 #include "client/gradclip/call.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
+#include <cstring>
 #include <memory>
 
 #include "absl/cleanup/cleanup.h"
@@ -27,7 +29,14 @@ absl::Status FromGrpc(const grpc::Status& status) {
   if (status.error_message() == "Deadline Exceeded") {
     return absl::DeadlineExceededError("the call's timeout is over");
   }
-  // And for a connection that ended amid a call, sometimes, or on which nobody speaks gRPC.
+  // The system could not read what it was to send. Another try would not change that.
+  if (status.error_code() == grpc::StatusCode::UNAVAILABLE &&
+      status.error_message() == std::strerror(EFAULT)) {
+    return absl::FailedPreconditionError(
+        "the gradient was not sent: its memory can't be read; it was unmapped, or the file that is "
+        "mapped there has become shorter");
+  }
+  // gRPC's for a connection that ended amid a call, sometimes, or on which nobody speaks gRPC.
   if (status.error_code() == grpc::StatusCode::UNKNOWN &&
       (absl::StartsWith(status.error_message(), "Stream removed") ||
        absl::StartsWith(status.error_message(), "Error in HTTP transport"))) {

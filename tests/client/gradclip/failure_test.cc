@@ -1,5 +1,6 @@
 // The client against servers that refuse, fail, stop or break the contract.
 #include <netinet/in.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -28,6 +29,7 @@ namespace {
 using ::testing::AllOf;
 using ::testing::Each;
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 ClipOptions MaxNormOne(ReplyMode reply = ReplyMode::kCoefficient) {
   ClipOptions options;
@@ -541,6 +543,33 @@ TEST(ClientFailure, OneCallsDeadlineDoesNotEndTheOthers) {
     const auto answer = client.Clip(gradient.tensors(), options);
     EXPECT_TRUE(answer.ok()) << answer.status();
   }
+}
+
+TEST(ClientFailure, NamesTheMemoryWhereAMappedFileBecomesShorterWhileItIsSent) {
+  FakeServer server;
+  Client client(server.address(), QuickRetries());
+  server.clip = [](ClipStream& stream) {
+    ReadAll(stream);
+    return grpc::Status::OK;
+  };
+  constexpr size_t kBytes = size_t{64} << 20;
+  const int file = memfd_create("gradient", MFD_CLOEXEC);
+  ASSERT_EQ(ftruncate(file, kBytes), 0);
+  void* const mapped = mmap(nullptr, kBytes, PROT_READ, MAP_PRIVATE, file, 0);
+  ASSERT_NE(mapped, MAP_FAILED);
+  const Tensor tensor = {"w", DType::kFloat32, {kBytes / sizeof(float)}, mapped};
+  CallOptions call;
+  call.progress = [&](uint64_t done, uint64_t) {
+    if (done > 0) {
+      EXPECT_EQ(ftruncate(file, 4096), 0);
+    }
+  };
+  const absl::Status status = client.Clip({&tensor, 1}, MaxNormOne(), call).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << status;
+  EXPECT_THAT(status.message(),
+              AllOf(HasSubstr("its memory can't be read;"), Not(HasSubstr("tried"))));
+  munmap(mapped, kBytes);
+  close(file);
 }
 
 TEST(ClientFailure, EndsTheCallWhereTheProgressFunctionThrows) {
