@@ -112,6 +112,8 @@ class Client::Impl {
 };
 
 absl::Status Client::Impl::TryOnce(absl::Time deadline, Attempt attempt, bool& changed) {
+  // gRPC would still send the call, and might even bring an answer.
+  if (absl::Now() >= deadline) return absl::DeadlineExceededError("the call's timeout is over");
   absl::StatusOr<std::unique_ptr<Connection>> connection = connections_.Take(deadline);
   if (!connection.ok()) return connection.status();
   const absl::Status status = attempt(**connection, changed);
