@@ -223,7 +223,8 @@ void AddClipVerb(CLI::App& app, Action& chosen) {
       "The norm, after --pre-scale, where it is known: nothing is measured");
   flags->server.AddTo(verb);
   AddNormFlags(verb, flags->clip.norm);
-  AddQuiet(verb, flags->quiet, "Print nothing, and no progress");
+  AddQuiet(verb, flags->quiet,
+           "Print nothing but what --per-tensor and --json ask for, and no progress");
   verb.callback([flags, &chosen] { chosen = [flags] { return Clip(*flags); }; });
 }
 

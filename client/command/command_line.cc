@@ -18,7 +18,13 @@ namespace gradclip {
 namespace {
 
 std::string DidYouMean(absl::string_view word, const std::vector<std::string>& candidates) {
-  const std::optional<std::string> closest = Closest(word, candidates);
+  std::optional<std::string> closest = Closest(word, candidates);
+  // --output is far from --out, and --max from --max-norm, by the letters that differ.
+  constexpr size_t kShortest = 5;
+  for (const std::string& candidate : candidates) {
+    if (closest.has_value() || word.size() < kShortest) break;
+    if (absl::StartsWith(word, candidate) || absl::StartsWith(candidate, word)) closest = candidate;
+  }
   return closest.has_value() ? absl::StrCat(" (did you mean ", *closest, "?)") : "";
 }
 
@@ -53,8 +59,10 @@ absl::Status RefuseExtras(const CLI::App& app, const CLI::App& verb) {
                                          name.empty() ? "; flags go after the command" : ""));
   }
   if (!name.empty()) return UsageError(name, absl::StrCat("unexpected argument ", extras[0]));
-  return UsageError(name,
-                    absl::StrCat("unknown command ", extras[0], DidYouMean(word, VerbNames(app))));
+  const std::string hint = word == "help" || word == "version"
+                               ? absl::StrCat(" (did you mean --", word, "?)")
+                               : DidYouMean(word, VerbNames(app));
+  return UsageError(name, absl::StrCat("unknown command ", extras[0], hint));
 }
 
 // The library's own texts of wrong usage, in one line and our words.

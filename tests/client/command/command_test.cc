@@ -72,6 +72,14 @@ TEST(CommandLine, RefusesUnknownWordsAndSuggestsTheClosest) {
   EXPECT_EQ(
       Failure({"clip", kGradient, "--max_norm=1"}),
       "gradclip: unknown flag --max_norm (did you mean --max-norm?); see gradclip clip --help");
+  EXPECT_EQ(Failure({"clip", kGradient, "--output", "x"}),
+            "gradclip: unknown flag --output (did you mean --out?); see gradclip clip --help");
+  EXPECT_EQ(Failure({"clip", kGradient, "--max", "1"}),
+            "gradclip: unknown flag --max (did you mean --max-norm?); see gradclip clip --help");
+  EXPECT_EQ(Failure({"help"}),
+            "gradclip: unknown command help (did you mean --help?); see gradclip --help");
+  EXPECT_EQ(Failure({"version"}),
+            "gradclip: unknown command version (did you mean --version?); see gradclip --help");
   EXPECT_EQ(Failure({"info", "-x"}), "gradclip: unknown flag -x; see gradclip info --help");
   EXPECT_EQ(Failure({"health", "now"}),
             "gradclip: unexpected argument now; see gradclip health --help");
