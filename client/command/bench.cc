@@ -181,20 +181,13 @@ void AddBenchVerb(CLI::App& app, Action& chosen) {
                    ? std::string()
                    : absl::StrCat("must be a size such as 65536, 64MiB or 1GiB, not ", text);
       });
-  const CLI::Validator count = NumberCheck("a whole number from 1 to 10000000", 1, 1e7);
-  verb.add_option("--tensors", flags->tensors, "How many tensors it is cut into")
-      ->type_name("COUNT")
-      ->capture_default_str()
-      ->check(count);
+  AddCount(verb, "--tensors", flags->tensors, "How many tensors it is cut into");
   verb.add_option("--dtype", flags->dtype, "F32, F16, BF16 or F64")
       ->type_name("DTYPE")
       ->capture_default_str()
       ->check(WordCheck({"F32", "F16", "BF16", "F64"}));
   AddReply(verb, flags->reply);
-  verb.add_option("--rounds", flags->rounds, "How many calls are timed, after one that is not")
-      ->type_name("COUNT")
-      ->capture_default_str()
-      ->check(count);
+  AddCount(verb, "--rounds", flags->rounds, "How many calls are timed, after one that is not");
   AddQuiet(verb, flags->quiet, "Print the rate in GB/s alone, and no progress");
   verb.callback([flags, &chosen] { chosen = [flags] { return Bench(*flags); }; });
 }

@@ -69,8 +69,9 @@ absl::StatusOr<std::vector<std::string>> PlanTargets(const std::vector<std::stri
                                              "file, such as ",
                                              (folder / name).string()));
     }
-    // The format is the input's, whatever the name says.
-    if (GradientFile::CheckName(out).ok() && folder.extension() != name.extension()) {
+    // The format is the input's, and nothing reads a file whose name says another or none.
+    if (absl::Status status = GradientFile::CheckName(files[0]); !status.ok()) return status;
+    if (folder.extension() != name.extension()) {
       return UsageError("clip", absl::StrCat("-o ", out, " must end in ", name.extension().string(),
                                              ", for the format is kept"));
     }
@@ -81,6 +82,15 @@ absl::StatusOr<std::vector<std::string>> PlanTargets(const std::vector<std::stri
   if (exists && !std::filesystem::is_directory(folder, ignored)) {
     return UsageError(
         "clip", absl::StrCat("-o ", out, " is no folder, and ", files.size(), " files need one"));
+  }
+  if (!exists) {
+    // Only the folder itself is made: what is made can then be removed where writing fails.
+    const std::filesystem::path parent =
+        (folder.has_filename() ? folder : folder.parent_path()).parent_path();
+    if (!parent.empty() && !std::filesystem::is_directory(parent, ignored)) {
+      return absl::NotFoundError(
+          absl::StrCat("can't make the folder ", out, ": there is no folder ", parent.string()));
+    }
   }
   std::vector<std::string> targets;
   std::set<std::string> names;
@@ -104,7 +114,7 @@ absl::Status WriteAll(std::span<const GradientFile> files, const std::vector<std
                       const StagedFile::Written& written) {
   std::error_code error;
   const std::filesystem::path folder = std::filesystem::path(targets[0]).parent_path();
-  const bool made = files.size() > 1 && std::filesystem::create_directories(folder, error);
+  const bool made = files.size() > 1 && std::filesystem::create_directory(folder, error);
   if (error) {
     return absl::UnknownError(
         absl::StrCat("can't make the folder ", folder.string(), ": ", error.message()));
@@ -125,15 +135,6 @@ absl::Status WriteAll(std::span<const GradientFile> files, const std::vector<std
   // Empty again, unless some were committed: then it stays.
   if (!status.ok() && made) std::filesystem::remove(folder, error);
   return status;
-}
-
-std::string ClippedText(const ClipAnswer& answer, const ClipOptions& options) {
-  if (answer.skipped) {
-    return absl::StrCat("no: the norm is not finite, so ",
-                        answer.coefficient == 0 ? "all elements are 0" : "nothing is changed");
-  }
-  if (!answer.clipped) return absl::StrCat("no, the limit is ", NumberText(options.max_norm));
-  return absl::StrCat("yes, to ", NumberText(options.max_norm));
 }
 
 void Print(const ClipFlags& flags, const ClipOptions& options, const Gradient& gradient,
@@ -200,14 +201,14 @@ void AddClipVerb(CLI::App& app, Action& chosen) {
                   "The file to write, or for several the folder (made where missing) that gets "
                   "files of the same names; written whole or not at all")
       ->type_name("OUT");
-  verb.add_option("--max-norm", flags->max_norm,
-                  "The limit of the norm; inf measures and never clips")
-      ->type_name("NUMBER")
-      ->check(NumberCheck("a number >= 0, or inf", 0, kInfinity));
-  verb.add_option("--epsilon", flags->clip.epsilon, "Added to the norm before dividing")
-      ->type_name("NUMBER")
-      ->capture_default_str()
-      ->check(NumberCheck("a finite number >= 0", 0, std::numeric_limits<double>::max()));
+  AddNumber(
+      verb, "--max-norm", {"a number >= 0, or inf", 0, kInfinity},
+      [flags](double number) { flags->max_norm = number; },
+      "The limit of the norm; inf measures and never clips");
+  AddNumber(
+      verb, "--epsilon", {"a finite number >= 0", 0, std::numeric_limits<double>::max()},
+      [flags](double number) { flags->clip.epsilon = number; }, "Added to the norm before dividing")
+      ->default_str(NumberText(flags->clip.epsilon));
   verb.add_option("--nonfinite", flags->nonfinite,
                   "Where the norm is NaN or infinite: propagate as PyTorch does, error (nothing is "
                   "written), skip (nothing is changed), or zero (all elements become 0)")
@@ -215,18 +216,15 @@ void AddClipVerb(CLI::App& app, Action& chosen) {
       ->capture_default_str()
       ->check(WordCheck({"propagate", "error", "skip", "zero"}));
   AddReply(verb, flags->reply);
-  verb.add_option("--total-norm", flags->clip.total_norm,
-                  "The norm, after --pre-scale, where it is known: nothing is measured")
-      ->type_name("NUMBER")
-      ->check([](const std::string& text) {
-        double number = 0;
-        // NaN is a norm too.
-        if (absl::SimpleAtod(text, &number) && !(number < 0)) return std::string();
-        return absl::StrCat("must be a number >= 0, inf or nan, not ", text);
-      });
+  AddNumber(
+      verb, "--total-norm",
+      {"a number >= 0, inf or nan", 0, kInfinity, /*open=*/false, /*takes_nan=*/true},
+      [flags](double number) { flags->clip.total_norm = number; },
+      "The norm, after --pre-scale, where it is known: nothing is measured");
   flags->server.AddTo(verb);
   AddNormFlags(verb, flags->clip.norm);
-  AddQuiet(verb, flags->quiet, "Print nothing, and no progress");
+  AddQuiet(verb, flags->quiet,
+           "Print nothing but what --per-tensor and --json ask for, and no progress");
   verb.callback([flags, &chosen] { chosen = [flags] { return Clip(*flags); }; });
 }
 

@@ -1,5 +1,6 @@
 #include "client/command/command_line.h"
 
+#include <algorithm>
 #include <iostream>
 #include <string>
 #include <vector>
@@ -17,7 +18,13 @@ namespace gradclip {
 namespace {
 
 std::string DidYouMean(absl::string_view word, const std::vector<std::string>& candidates) {
-  const std::optional<std::string> closest = Closest(word, candidates);
+  std::optional<std::string> closest = Closest(word, candidates);
+  // --output is far from --out, and --max from --max-norm, by the letters that differ.
+  constexpr size_t kShortest = 5;
+  for (const std::string& candidate : candidates) {
+    if (closest.has_value() || word.size() < kShortest) break;
+    if (absl::StartsWith(word, candidate) || absl::StartsWith(candidate, word)) closest = candidate;
+  }
   return closest.has_value() ? absl::StrCat(" (did you mean ", *closest, "?)") : "";
 }
 
@@ -40,17 +47,22 @@ std::vector<std::string> VerbNames(const CLI::App& app) {
 // What is wrong with arguments that nothing has taken; `verb` is the application itself where none
 // was named before them.
 absl::Status RefuseExtras(const CLI::App& app, const CLI::App& verb) {
-  const std::vector<std::string> extras = verb.remaining();
-  if (extras.empty()) return absl::OkStatus();
+  std::vector<std::string> extras = verb.remaining();
   const std::string name = &verb == &app ? "" : verb.get_name();
+  // The -- that ends a verb's flags is left here beside what nothing has taken.
+  const auto mark = std::find(extras.begin(), extras.end(), "--");
+  if (!name.empty() && mark != extras.end()) extras.erase(mark);
+  if (extras.empty()) return absl::OkStatus();
   const std::string word = extras[0].substr(0, extras[0].find('='));
   if (absl::StartsWith(word, "-")) {
     return UsageError(name, absl::StrCat("unknown flag ", word, DidYouMean(word, FlagNames(verb)),
                                          name.empty() ? "; flags go after the command" : ""));
   }
   if (!name.empty()) return UsageError(name, absl::StrCat("unexpected argument ", extras[0]));
-  return UsageError(name,
-                    absl::StrCat("unknown command ", extras[0], DidYouMean(word, VerbNames(app))));
+  const std::string hint = word == "help" || word == "version"
+                               ? absl::StrCat(" (did you mean --", word, "?)")
+                               : DidYouMean(word, VerbNames(app));
+  return UsageError(name, absl::StrCat("unknown command ", extras[0], hint));
 }
 
 // The library's own texts of wrong usage, in one line and our words.

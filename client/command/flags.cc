@@ -8,6 +8,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "client/command/output.h"
 
 namespace gradclip {
 namespace {
@@ -47,7 +48,8 @@ absl::Status ServerFlags::Advise(const absl::Status& status) const {
   std::string advice;
   if (absl::IsUnavailable(status)) {
     advice = "; --server names another one";
-  } else if (absl::IsDeadlineExceeded(status)) {
+  } else if (absl::IsDeadlineExceeded(status) && call().timeout < absl::InfiniteDuration() &&
+             !absl::StrContains(status.message(), "--idle-timeout")) {  // the server's own
     advice = absl::StrCat("; --timeout gives it more than ", timeout);
   } else if (absl::IsUnknown(status) || absl::IsUnimplemented(status)) {
     // What gRPC makes of an answer that no GradClip server gives.
@@ -70,16 +72,17 @@ void AddFiles(CLI::App& verb, std::vector<std::string>& files) {
 }
 
 void AddNormFlags(CLI::App& verb, NormOptions& options) {
-  verb.add_option("--norm-type", options.norm_type,
-                  "p of the p-norm: a number over 0, or inf for the largest magnitude")
+  AddNumber(
+      verb, "--norm-type", {"a number over 0, or inf", 0, kInfinity, /*open=*/true},
+      [&options](double number) { options.norm_type = number; },
+      "p of the p-norm: a number over 0, or inf for the largest magnitude")
       ->type_name("P")
-      ->capture_default_str()
-      ->check(NumberCheck("a number over 0, or inf", 0, kInfinity, /*over=*/true));
-  verb.add_option("--pre-scale", options.pre_scale,
-                  "What every element is multiplied by first, such as a loss scaler's 1/scale")
-      ->type_name("NUMBER")
-      ->capture_default_str()
-      ->check(NumberCheck("a finite number over 0", 0, kLargest, /*over=*/true));
+      ->default_str(NumberText(options.norm_type));
+  AddNumber(
+      verb, "--pre-scale", {"a finite number over 0", 0, kLargest, /*open=*/true},
+      [&options](double number) { options.pre_scale = number; },
+      "What every element is multiplied by first, such as a loss scaler's 1/scale")
+      ->default_str(NumberText(options.pre_scale));
   verb.add_flag("--per-tensor", options.per_tensor, "Also print the norm of each tensor");
 }
 
@@ -98,17 +101,49 @@ ReplyMode ParseReply(absl::string_view reply) {
   return ReplyMode::kCoefficient;
 }
 
-CLI::Validator NumberCheck(const std::string& rule, double least, double most, bool over) {
-  return CLI::Validator(
-      [=](std::string& text) {
-        double number = 0;
-        if (absl::SimpleAtod(text, &number) && number >= least && number <= most &&
-            !(over && number == least)) {
-          return std::string();
-        }
-        return absl::StrCat("must be ", rule, ", not ", text);
-      },
-      "");
+absl::StatusOr<double> ParseNumber(absl::string_view text, const NumberRange& range) {
+  double number = 0;
+  const bool reads = absl::SimpleAtod(text, &number);
+  if (reads && number == kInfinity && text.find_first_of("0123456789") != text.npos) {
+    return absl::InvalidArgumentError(absl::StrCat("must be ", range.rule, ", and ", text,
+                                                   " is over the largest number, ",
+                                                   NumberText(kLargest)));
+  }
+  const bool within = std::isnan(number) ? range.takes_nan
+                                         : number >= range.least && number <= range.most &&
+                                               !(range.open && number == range.least);
+  if (reads && within) return number;
+  return absl::InvalidArgumentError(absl::StrCat("must be ", range.rule, ", not ", text));
+}
+
+CLI::Option* AddNumber(CLI::App& verb, const std::string& name, NumberRange range,
+                       std::function<void(double number)> set, const std::string& meaning) {
+  const auto check = [range](const std::string& text) {
+    return std::string(ParseNumber(text, range).status().message());
+  };
+  const auto parse = [range, set = std::move(set)](const std::string& text) {
+    const absl::StatusOr<double> number = ParseNumber(text, range);
+    if (number.ok()) set(*number);
+  };
+  return verb.add_option_function<std::string>(name, parse, meaning)
+      ->type_name("NUMBER")
+      ->check(check);
+}
+
+void AddCount(CLI::App& verb, const std::string& name, uint64_t& count,
+              const std::string& meaning) {
+  constexpr uint64_t kMost = 10'000'000;
+  const auto check = [](const std::string& text) {
+    uint64_t number = 0;
+    if (absl::SimpleAtoi(text, &number) && number >= 1 && number <= kMost) return std::string();
+    return absl::StrCat("must be a whole number from 1 to ", kMost, ", not ", text);
+  };
+  // The library would read 010 as 8.
+  const auto parse = [&count](const std::string& text) { (void)absl::SimpleAtoi(text, &count); };
+  verb.add_option_function<std::string>(name, parse, meaning)
+      ->type_name("COUNT")
+      ->default_str(absl::StrCat(count))
+      ->check(check);
 }
 
 CLI::Validator WordCheck(std::vector<std::string> words) {

@@ -2,11 +2,14 @@
 #ifndef GRADCLIP_CLIENT_COMMAND_FLAGS_H_
 #define GRADCLIP_CLIENT_COMMAND_FLAGS_H_
 
+#include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
 #include "CLI/CLI.hpp"
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "gradclip/client.h"
@@ -39,9 +42,26 @@ void AddNormFlags(CLI::App& verb, NormOptions& options);
 void AddReply(CLI::App& verb, std::string& reply);
 ReplyMode ParseReply(absl::string_view reply);
 
-// For option->check(): a number within [least, most], of which `least` itself is refused where
-// `over` says so. NaN is refused. `rule` says the range in words: "a number >= 0, or inf".
-CLI::Validator NumberCheck(const std::string& rule, double least, double most, bool over = false);
+// The numbers that a flag takes, from `least` to `most`.
+struct NumberRange {
+  std::string rule;  // in words: "a number >= 0, or inf"
+  double least = 0;
+  double most = 0;
+  bool open = false;  // `least` itself is refused
+  bool takes_nan = false;
+};
+
+// The number, or what it must be: "must be a number >= 0, or inf, not -1". Infinity has to be
+// spelled inf or infinity: a number that is too large for a double is refused.
+absl::StatusOr<double> ParseNumber(absl::string_view text, const NumberRange& range);
+
+// Adds a flag that takes a number. What is set is what ParseNumber() made of the text: the flag
+// library's own conversion rounds twice, by way of long double, and makes infinity of 1e400.
+CLI::Option* AddNumber(CLI::App& verb, const std::string& name, NumberRange range,
+                       std::function<void(double number)> set, const std::string& meaning);
+
+// Adds a flag that takes a whole number from 1 to 10,000,000.
+void AddCount(CLI::App& verb, const std::string& name, uint64_t& count, const std::string& meaning);
 
 // For option->check(): one of the words.
 CLI::Validator WordCheck(std::vector<std::string> words);

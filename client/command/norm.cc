@@ -58,7 +58,8 @@ void AddNormVerb(CLI::App& app, Action& chosen) {
   AddFiles(verb, flags->files);
   flags->server.AddTo(verb);
   AddNormFlags(verb, flags->norm);
-  AddQuiet(verb, flags->quiet, "Print the number alone, and no progress");
+  AddQuiet(verb, flags->quiet,
+           "Print the number alone, with what --per-tensor adds, and no progress");
   verb.callback([flags, &chosen] { chosen = [flags] { return Norm(*flags); }; });
 }
 

@@ -145,6 +145,23 @@ std::string TensorTable(std::span<const Tensor> tensors, std::span<const TensorN
   return text;
 }
 
+std::string ClippedText(const ClipAnswer& answer, const ClipOptions& options) {
+  if (answer.skipped) {
+    return absl::StrCat("no: the norm is not finite, so ",
+                        answer.coefficient == 0 ? "all elements are 0" : "nothing is changed");
+  }
+  if (std::isnan(answer.coefficient)) return "no: the norm is NaN, so all elements are NaN";
+  const std::string limit = NumberText(options.max_norm);
+  if (answer.clipped) {
+    if (std::isfinite(answer.norm.total_norm)) return absl::StrCat("yes, to ", limit);
+    // 0 times infinity.
+    return "yes: the norm is infinite, so all elements are 0, or NaN where they were infinite";
+  }
+  if (answer.coefficient == 1) return absl::StrCat("no, the limit is ", limit);
+  return absl::StrCat("no, the limit is ", limit, "; all elements are multiplied by ",
+                      NumberText(answer.coefficient), " (--pre-scale)");
+}
+
 Json JsonNumber(double number) {
   return std::isfinite(number) ? Json(number) : Json(NumberText(number));
 }

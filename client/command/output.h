@@ -36,6 +36,9 @@ std::string Fields(const std::vector<std::pair<std::string, std::string>>& field
 // REQUIRES: one norm per tensor.
 std::string TensorTable(std::span<const Tensor> tensors, std::span<const TensorNorm> norms);
 
+// Whether a gradient was clipped, and what became of its elements.
+std::string ClippedText(const ClipAnswer& answer, const ClipOptions& options);
+
 // Numbers as numbers, of which JSON has no NaN and no Infinity: these as text.
 Json JsonNumber(double number);
 

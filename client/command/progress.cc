@@ -1,5 +1,8 @@
 #include "client/command/progress.h"
 
+#include <sys/ioctl.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <string>
 #include <utility>
@@ -15,8 +18,17 @@ constexpr const char* kEraseLine = "\r\x1b[K";
 
 }  // namespace
 
-Progress::Progress(std::ostream* terminal, Clock now)
-    : terminal_(terminal), now_(std::move(now)), start_(now_()), next_(start_ + absl::Seconds(1)) {}
+Progress::Progress(std::ostream* terminal, Clock now, Width width)
+    : terminal_(terminal),
+      now_(std::move(now)),
+      width_(std::move(width)),
+      start_(now_()),
+      next_(start_ + absl::Seconds(1)) {}
+
+size_t Progress::TerminalWidth() {
+  winsize size = {};
+  return ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 ? size.ws_col : 0;
+}
 
 void Progress::Update(uint64_t done, uint64_t total) {
   if (terminal_ == nullptr || total == 0) return;
@@ -31,12 +43,13 @@ void Progress::Update(uint64_t done, uint64_t total) {
     remaining = absl::FormatDuration(absl::Ceil(left, absl::Seconds(1)));
   }
   const auto filled = static_cast<size_t>(share * kBarWidth);
-  *terminal_ << kEraseLine
-             << absl::StrFormat("%3d%% [%s%s] %s of %s, %s, %s left", static_cast<int>(share * 100),
-                                std::string(filled, '#'), std::string(kBarWidth - filled, ' '),
-                                BytesText(done), BytesText(total), RateText(done, now - start_),
-                                remaining)
-             << std::flush;
+  std::string line =
+      absl::StrFormat("%3d%% [%s%s] %s of %s, %s, %s left", static_cast<int>(share * 100),
+                      std::string(filled, '#'), std::string(kBarWidth - filled, ' '),
+                      BytesText(done), BytesText(total), RateText(done, now - start_), remaining);
+  // Some terminals wrap as soon as the last column is written.
+  if (const size_t width = width_(); width > 0) line.resize(std::min(line.size(), width - 1));
+  *terminal_ << kEraseLine << line << std::flush;
   drawn_ = true;
 }
 

@@ -3,6 +3,7 @@
 #ifndef GRADCLIP_CLIENT_COMMAND_PROGRESS_H_
 #define GRADCLIP_CLIENT_COMMAND_PROGRESS_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <ostream>
@@ -15,9 +16,14 @@ namespace gradclip {
 class Progress {
  public:
   using Clock = std::function<absl::Time()>;
+  using Width = std::function<size_t()>;  // in columns; 0 where it is not known
 
-  // Time runs from here. `terminal` outlives this; null where nothing is to be shown.
-  explicit Progress(std::ostream* terminal, Clock now = absl::Now);
+  // Time runs from here. `terminal` outlives this; null where nothing is to be shown. A line is cut
+  // to `width`: one that wraps could not be erased.
+  explicit Progress(std::ostream* terminal, Clock now = absl::Now, Width width = TerminalWidth);
+
+  // Of the terminal on standard error.
+  static size_t TerminalWidth();
 
   // `done` of `total` bytes are through.
   void Update(uint64_t done, uint64_t total);
@@ -32,6 +38,7 @@ class Progress {
  private:
   std::ostream* const terminal_;
   const Clock now_;
+  const Width width_;
   const absl::Time start_;
   absl::Time next_;  // when it is drawn again
   bool drawn_ = false;

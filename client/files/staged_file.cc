@@ -33,11 +33,17 @@ absl::Status Failed(const std::string& path) {
   return absl::ErrnoToStatus(errno, absl::StrCat("can't write ", path));
 }
 
-// The path that a rename must go to for `path` to stay a symbolic link where it is one.
-std::string FollowLink(const std::string& path) {
+// The path that a rename must go to for `path` to stay a symbolic link where it is one. What the
+// link leads to need not be there yet.
+std::string FollowLink(std::filesystem::path path) {
+  constexpr int kMaxLinks = 40;  // as the system's own
   std::error_code error;
-  const std::filesystem::path target = std::filesystem::canonical(path, error);
-  return error ? path : target.string();
+  for (int links = 0; links < kMaxLinks; ++links) {
+    const std::filesystem::path target = std::filesystem::read_symlink(path, error);
+    if (error) break;
+    path = path.parent_path() / target;
+  }
+  return path.string();
 }
 
 std::string FolderOf(const std::string& path) {
@@ -101,7 +107,7 @@ absl::Status StagedFile::Check(const std::string& path) {
         "can't write ", path, ": it is ", S_ISDIR(info.st_mode) ? "a folder" : "no regular file"));
   }
   if (errno != ENOENT) return Failed(path);
-  const std::string folder = FolderOf(path);
+  const std::string folder = FolderOf(FollowLink(path));
   if (stat(folder.c_str(), &info) != 0) {
     if (errno != ENOENT) return Failed(path);
     return absl::NotFoundError(absl::StrCat("can't write ", path, ": there is no folder ", folder));

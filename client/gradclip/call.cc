@@ -1,9 +1,12 @@
 #include "client/gradclip/call.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
+#include <cstring>
 #include <memory>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
@@ -21,16 +24,19 @@ constexpr absl::Duration kGrace = absl::Milliseconds(100);
 
 enum class Event : intptr_t { kWritten, kRead, kFinished };
 
-void* Tag(Event event) {
-  return reinterpret_cast<void*>(event);
-}
-
 absl::Status FromGrpc(const grpc::Status& status) {
   // gRPC's own words for a call that it ended; a server's say what the server waited for.
   if (status.error_message() == "Deadline Exceeded") {
     return absl::DeadlineExceededError("the call's timeout is over");
   }
-  // And for a connection that ended amid a call, sometimes, or on which nobody speaks gRPC.
+  // The system could not read what it was to send. Another try would not change that.
+  if (status.error_code() == grpc::StatusCode::UNAVAILABLE &&
+      status.error_message() == std::strerror(EFAULT)) {
+    return absl::FailedPreconditionError(
+        "the gradient was not sent: its memory can't be read; it was unmapped, or the file that is "
+        "mapped there has become shorter");
+  }
+  // gRPC's for a connection that ended amid a call, sometimes, or on which nobody speaks gRPC.
   if (status.error_code() == grpc::StatusCode::UNKNOWN &&
       (absl::StartsWith(status.error_message(), "Stream removed") ||
        absl::StartsWith(status.error_message(), "Error in HTTP transport"))) {
@@ -60,13 +66,26 @@ class CallEvents {
   grpc::ClientContext& context() { return context_; }
   grpc::CompletionQueue& queue() { return queue_; }
 
+  // The tag of an operation that is started now.
+  void* Start(Event event) {
+    ++under_way_;
+    return reinterpret_cast<void*>(event);
+  }
+
   void Cancel() {
     context_.TryCancel();
     give_up_ = std::min(give_up_, absl::Now() + kGrace);
   }
 
+  // Ends all that is under way.
+  void End() {
+    if (under_way_ > 0) Cancel();
+    for (bool ok = false; under_way_ > 0;) Next(ok);
+  }
+
   // Waits for the next one. REQUIRES: something is under way.
   Event Next(bool& ok) {
+    --under_way_;
     void* tag = nullptr;
     if (give_up_ != absl::InfiniteFuture()) {
       if (queue_.AsyncNext(&tag, &ok, absl::ToChronoTime(give_up_)) ==
@@ -84,6 +103,7 @@ class CallEvents {
  private:
   Connection& connection_;
   absl::Time give_up_;
+  int under_way_ = 0;
   grpc::ClientContext context_;
   grpc::CompletionQueue queue_;
 };
@@ -98,16 +118,18 @@ absl::Status Stream(Connection& connection, const std::string& method,
   grpc::GenericStub stub(connection.channel());
   const auto stream = stub.PrepareCall(&events.context(), method, &events.queue());
   stream->StartCall(nullptr);
+  grpc::ByteBuffer reply;
+  grpc::Status status;
+  // Handlers may throw: then too gRPC has to be done with all that is declared above.
+  const absl::Cleanup end = [&events] { events.End(); };
 
   grpc::WriteOptions options;
   if (payload.done()) options.set_last_message();
-  stream->Write(start, options, Tag(Event::kWritten));
+  stream->Write(start, options, events.Start(Event::kWritten));
   bool writing = true;
   bool reads_begun = false;
   bool all_sent = false;
   bool finished = false;
-  grpc::ByteBuffer reply;
-  grpc::Status status;
   absl::Status broken;  // by a reply
   while (writing || !finished) {
     bool ok = false;
@@ -121,10 +143,10 @@ absl::Status Stream(Connection& connection, const std::string& method,
         if (ok && !all_sent && broken.ok()) {
           const grpc::ByteBuffer message = payload.Next();
           if (payload.done()) options.set_last_message();
-          stream->Write(message, options, Tag(Event::kWritten));
+          stream->Write(message, options, events.Start(Event::kWritten));
           writing = true;
         }
-        if (!reads_begun) stream->Read(&reply, Tag(Event::kRead));
+        if (!reads_begun) stream->Read(&reply, events.Start(Event::kRead));
         reads_begun = true;
         break;
       case Event::kRead:
@@ -133,9 +155,9 @@ absl::Status Stream(Connection& connection, const std::string& method,
           if (!broken.ok()) events.Cancel();
         }
         if (ok) {
-          stream->Read(&reply, Tag(Event::kRead));
+          stream->Read(&reply, events.Start(Event::kRead));
         } else {
-          stream->Finish(&status, Tag(Event::kFinished));
+          stream->Finish(&status, events.Start(Event::kFinished));
         }
         break;
       case Event::kFinished:
@@ -158,14 +180,14 @@ absl::Status Stream(Connection& connection, const std::string& method,
 absl::Status RunStream(Connection& connection, const std::string& method,
                        const grpc::ByteBuffer& start, Payload& payload, absl::Time deadline,
                        const StreamHandlers& handlers) {
-  const absl::Status status = Stream(connection, method, start, payload, deadline, handlers);
   // What was never written goes with the call. What the socket was taking comes back within
   // moments, or by force.
-  if (!payload.ledger().AwaitReturn(kGrace)) {
+  const absl::Cleanup take_back = [&] {
+    if (payload.ledger().AwaitReturn(kGrace)) return;
     connection.Cut();
     payload.ledger().AwaitReturn(absl::InfiniteDuration());
-  }
-  return status;
+  };
+  return Stream(connection, method, start, payload, deadline, handlers);
 }
 
 absl::Status RunUnary(Connection& connection, const std::string& method,
@@ -176,7 +198,7 @@ absl::Status RunUnary(Connection& connection, const std::string& method,
   const auto call = stub.PrepareUnaryCall(&events.context(), method, request, &events.queue());
   call->StartCall();
   grpc::Status status;
-  call->Finish(&response, &status, Tag(Event::kFinished));
+  call->Finish(&response, &status, events.Start(Event::kFinished));
   bool ok = false;
   events.Next(ok);
   return FromGrpc(status);

@@ -1,5 +1,5 @@
-// One try of one call over one connection, driven by the calling thread alone: it writes, reads and
-// waits on a completion queue of its own, so no other thread is woken for it.
+// One try of one call over a connection of its own, driven by the calling thread alone: it writes,
+// reads and waits on a completion queue of its own, so no other thread is woken for it.
 //
 // Functions; thread-safe.
 #ifndef GRADCLIP_CLIENT_GRADCLIP_CALL_H_
@@ -17,7 +17,8 @@
 
 namespace gradclip {
 
-// What a streamed call tells its maker.
+// What a streamed call tells its maker. An exception that one of them throws ends the call as its
+// end does, and passes on.
 struct StreamHandlers {
   // After each message of the payload that went out; the bytes of gradient gone so far.
   absl::FunctionRef<void(uint64_t sent_bytes)> on_sent;

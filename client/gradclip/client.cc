@@ -1,7 +1,5 @@
 #include "gradclip/client.h"
 
-#include <algorithm>
-#include <cmath>
 #include <utility>
 
 #include "absl/functional/function_ref.h"
@@ -10,8 +8,10 @@
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "client/gradclip/answer.h"
+#include "client/gradclip/backoff.h"
 #include "client/gradclip/call.h"
 #include "client/gradclip/connection.h"
+#include "client/gradclip/overlap.h"
 #include "client/gradclip/payload.h"
 #include "client/gradclip/reply.h"
 #include "client/gradclip/scale.h"
@@ -29,10 +29,6 @@ constexpr char kHealthCheck[] = "/grpc.health.v1.Health/Check";
 
 // gRPC's own limit is the 32-bit length before each message.
 constexpr uint64_t kMaxMessageBytes = uint64_t{1} << 30;
-
-// Multiplies the back-off, so that clients that failed together do not come back together.
-constexpr double kJitterFrom = 0.5;
-constexpr double kJitterTo = 1.0;
 
 absl::Time DeadlineOf(const CallOptions& call) {
   return absl::Now() + call.timeout;
@@ -89,7 +85,7 @@ uint64_t Tensor::bytes() const {
 class Client::Impl {
  public:
   Impl(std::string address, ClientOptions options)
-      : connection_(std::move(address)), options_(options), backend_(MakeBackend("auto")) {}
+      : connections_(std::move(address)), options_(options), backend_(MakeBackend("auto")) {}
 
   absl::StatusOr<NormAnswer> ComputeNorm(std::span<const Tensor> tensors,
                                          const NormOptions& options, const CallOptions& call);
@@ -109,37 +105,40 @@ class Client::Impl {
   absl::Status TryOnce(absl::Time deadline, Attempt attempt, bool& changed);
   absl::Status Check(std::span<const Tensor> tensors) const;
 
-  SharedConnection connection_;
+  ConnectionPool connections_;
   const ClientOptions options_;
   const absl::StatusOr<std::unique_ptr<Backend>> backend_;
   StartCache starts_;
 };
 
 absl::Status Client::Impl::TryOnce(absl::Time deadline, Attempt attempt, bool& changed) {
-  const absl::StatusOr<std::shared_ptr<Connection>> connection = connection_.Get(deadline);
+  // gRPC would still send the call, and might even bring an answer.
+  if (absl::Now() >= deadline) return absl::DeadlineExceededError("the call's timeout is over");
+  absl::StatusOr<std::unique_ptr<Connection>> connection = connections_.Take(deadline);
   if (!connection.ok()) return connection.status();
   const absl::Status status = attempt(**connection, changed);
+  // Of a call that failed, something may still be on its way.
+  if (status.ok()) connections_.GiveBack(*std::move(connection));
   // A server that is going away, or one that we have lost: the next call looks for it anew.
-  if (absl::IsUnavailable(status)) connection_.Drop(*connection);
+  if (absl::IsUnavailable(status)) connections_.Clear();
   return status;
 }
 
 absl::Status Client::Impl::Try(absl::Time deadline, int retries, Attempt attempt) {
   absl::BitGen random;
-  absl::Duration backoff = options_.initial_backoff;
   for (int tries = 1;; ++tries) {
     bool changed = false;
     const absl::Status status = TryOnce(deadline, attempt, changed);
     if (status.ok()) return status;
-    const absl::Duration wait = backoff * absl::Uniform(random, kJitterFrom, kJitterTo);
+    const absl::Duration wait = Backoff(tries, options_.initial_backoff, options_.max_backoff,
+                                        absl::Uniform(random, 0.0, 1.0));
     if (!absl::IsUnavailable(status) || changed || tries > retries ||
         absl::Now() + wait >= deadline) {
       return absl::Status(
-          status.code(), absl::StrCat("server ", connection_.address(), ": ", status.message(),
+          status.code(), absl::StrCat("server ", connections_.address(), ": ", status.message(),
                                       tries > 1 ? absl::StrCat(" (tried ", tries, " times)") : ""));
     }
     absl::SleepFor(wait);
-    backoff = std::min(backoff * 2, options_.max_backoff);
   }
 }
 
@@ -197,6 +196,7 @@ absl::StatusOr<ClipAnswer> Client::Impl::Clip(std::span<const Tensor> tensors,
   const auto declaration = starts_.Get(tensors);
   if (!declaration.ok()) return declaration.status();
   if (absl::Status checked = Check(tensors); !checked.ok()) return checked;
+  if (absl::Status apart = CheckOverlap(tensors); !apart.ok()) return apart;
   const bool scales_itself = options.reply == ReplyMode::kCoefficient;
   if (scales_itself && !backend_.ok()) return backend_.status();
 

@@ -110,6 +110,8 @@ struct CallOptions {
   absl::Duration timeout = absl::InfiniteDuration();
   // Called on the calling thread as bytes go out and come back; both count up to bytes_total, which
   // is the gradient's bytes, or twice them where they may come back. A new try starts again at 0.
+  // An exception that it throws ends the call and passes through it; the memory is then as after an
+  // error (clipped in part, perhaps, where bytes come back), and nothing of it is held.
   std::function<void(uint64_t bytes_done, uint64_t bytes_total)> progress;
 };
 
@@ -124,8 +126,9 @@ struct ClientOptions {
 
 class Client {
  public:
-  // address: "host:port" or "unix:path" (gRPC's name syntax). Connects with the first call; all
-  // calls share the connection, which is made anew where it was lost.
+  // address: "host:port" or "unix:path" (gRPC's name syntax). Connects with the first call. Each
+  // running call has a connection of its own, so that none can harm another; up to eight wait for
+  // later calls, which connect anew where those were lost.
   explicit Client(std::string address, ClientOptions options = {});
   ~Client();
   Client(const Client&) = delete;
@@ -137,11 +140,11 @@ class Client {
                                          const NormOptions& options = {},
                                          const CallOptions& call = {});
 
-  // Clips the tensors in place by their total norm. REQUIRES: they do not overlap in memory, and
-  // nobody else uses it until the call returns; then nothing of it is held. On an error the memory
-  // is as it was, but for DATA_LOSS, which says that the connection was lost while clipped bytes
-  // came back (kGradient and kGradientIfChanged only): some of the memory is clipped and some is
-  // not.
+  // Clips the tensors in place by their total norm. INVALID_ARGUMENT where two overlap in memory:
+  // weights that are tied are listed once. REQUIRES: nobody else uses the memory until the call
+  // returns; then nothing of it is held. On an error the memory is as it was, but for DATA_LOSS,
+  // which says that the connection was lost while clipped bytes came back (kGradient and
+  // kGradientIfChanged only): some of the memory is clipped and some is not.
   absl::StatusOr<ClipAnswer> Clip(std::span<const Tensor> tensors, const ClipOptions& options,
                                   const CallOptions& call = {});
 

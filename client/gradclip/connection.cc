@@ -18,14 +18,18 @@
 namespace gradclip {
 namespace {
 
+// As many as a client's threads usually are.
+constexpr size_t kMaxIdle = 8;
+
 grpc::ChannelArguments ChannelSettings(const std::string& authority) {
   grpc::ChannelArguments settings;
   settings.SetString(GRPC_ARG_DEFAULT_AUTHORITY, authority);
   settings.SetMaxReceiveMessageSize(-1);
   settings.SetMaxSendMessageSize(-1);
   settings.SetCompressionAlgorithm(GRPC_COMPRESS_NONE);
-  // A server that died without a word is found out in 80 s where a call waits for its answer. More
-  // often would be taken for abuse by a gRPC server with default settings.
+  // A server that hangs while its host lives is found out in 80 s, where it hangs within two minutes
+  // of its last data: gRPC sends no more than two pings without any, and a server with default
+  // settings takes more for abuse. A host that is gone is found out by the socket.
   settings.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 60000);
   settings.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20000);
   return settings;
@@ -40,7 +44,7 @@ std::string Authority(const ServerAddress& address) {
 
 }  // namespace
 
-absl::StatusOr<std::shared_ptr<Connection>> Connection::Open(const std::string& address,
+absl::StatusOr<std::unique_ptr<Connection>> Connection::Open(const std::string& address,
                                                              absl::Time deadline) {
   const absl::StatusOr<ServerAddress> parsed = ParseServerAddress(address);
   if (!parsed.ok()) return parsed.status();
@@ -52,7 +56,7 @@ absl::StatusOr<std::shared_ptr<Connection>> Connection::Open(const std::string& 
     close(*socket);
     return absl::UnavailableError(absl::StrCat("can't open a socket: ", std::strerror(error)));
   }
-  return std::shared_ptr<Connection>(new Connection(*socket, second, Authority(*parsed)));
+  return std::unique_ptr<Connection>(new Connection(*socket, second, Authority(*parsed)));
 }
 
 Connection::Connection(int socket, int second, const std::string& authority)
@@ -74,29 +78,29 @@ void Connection::Cut() {
   shutdown(socket_, SHUT_RDWR);
 }
 
-absl::StatusOr<std::shared_ptr<Connection>> SharedConnection::Get(absl::Time deadline) {
-  {
-    std::unique_lock lock(mutex_);
-    const auto idle = [this] { return !connecting_; };
-    if (!idle_.wait_until(lock, absl::ToChronoTime(deadline), idle)) {
-      return absl::DeadlineExceededError("not connected before the call's timeout");
+absl::StatusOr<std::unique_ptr<Connection>> ConnectionPool::Take(absl::Time deadline) {
+  while (true) {
+    std::unique_ptr<Connection> connection;  // destroyed, where it is dead, without the lock
+    {
+      std::lock_guard lock(mutex_);
+      if (idle_.empty()) break;
+      connection = std::move(idle_.back());
+      idle_.pop_back();
     }
-    if (current_ != nullptr && current_->Alive()) return current_;
-    current_ = nullptr;
-    connecting_ = true;
+    if (connection->Alive()) return connection;
   }
-  absl::StatusOr<std::shared_ptr<Connection>> opened = Connection::Open(address_, deadline);
-  std::lock_guard lock(mutex_);
-  connecting_ = false;
-  idle_.notify_all();
-  if (opened.ok()) current_ = *opened;
-  return opened;
+  return Connection::Open(address_, deadline);
 }
 
-void SharedConnection::Drop(const std::shared_ptr<Connection>& connection) {
-  std::shared_ptr<Connection> dropped;  // destroyed after the lock is released
+void ConnectionPool::GiveBack(std::unique_ptr<Connection> connection) {
   std::lock_guard lock(mutex_);
-  if (current_ == connection) dropped = std::move(current_);
+  if (idle_.size() < kMaxIdle) idle_.push_back(std::move(connection));
+}
+
+void ConnectionPool::Clear() {
+  std::vector<std::unique_ptr<Connection>> closed;  // after the lock is released
+  std::lock_guard lock(mutex_);
+  closed.swap(idle_);
 }
 
 }  // namespace gradclip

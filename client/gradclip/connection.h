@@ -1,18 +1,18 @@
 // One connection to a server, with a socket of our own under gRPC's channel: a call that has to end
 // while the server does not read can only be ended by cutting the connection, because gRPC keeps a
-// write (and the caller's memory under it) until the socket has taken it or failed. Owning the
-// socket also names the reason where a server can't be reached, and leaves out a channel's own
-// waiting between its tries.
+// write (and the caller's memory under it) until the socket has taken it or failed. For that to
+// harm nobody, a connection carries one call at a time. Owning the socket also names the reason
+// where a server can't be reached, and leaves out a channel's own waiting between its tries.
 //
 // Thread-safe.
 #ifndef GRADCLIP_CLIENT_GRADCLIP_CONNECTION_H_
 #define GRADCLIP_CLIENT_GRADCLIP_CONNECTION_H_
 
-#include <condition_variable>
 #include <memory>
 #include <mutex>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -27,7 +27,7 @@ class Connection {
   // "ipv4:" and "ipv6:" may stand before the first two. INVALID_ARGUMENT where it can't be read,
   // UNAVAILABLE with the system's reason where nobody answers, DEADLINE_EXCEEDED at the deadline
   // (which does not end the system's look-up of a host name).
-  static absl::StatusOr<std::shared_ptr<Connection>> Open(const std::string& address,
+  static absl::StatusOr<std::unique_ptr<Connection>> Open(const std::string& address,
                                                           absl::Time deadline);
   ~Connection();
   Connection(const Connection&) = delete;
@@ -38,7 +38,7 @@ class Connection {
   // False once either side has closed it.
   bool Alive() const;
 
-  // Closes it both ways: every call over it ends, and gRPC lets go of all it wanted to send.
+  // Closes it both ways: the call over it ends, and gRPC lets go of all it wanted to send.
   void Cut();
 
  private:
@@ -49,26 +49,28 @@ class Connection {
   std::shared_ptr<grpc::Channel> channel_;
 };
 
-// The connection that the calls of one client share, made anew where it was lost.
-class SharedConnection {
+// The connections of one client, each for one call at a time. Those that are idle wait for the next
+// call: a new one costs round trips, and starts slowly.
+class ConnectionPool {
  public:
-  explicit SharedConnection(std::string address) : address_(std::move(address)) {}
+  explicit ConnectionPool(std::string address) : address_(std::move(address)) {}
 
   const std::string& address() const { return address_; }
 
-  // The live connection, or a new one. Errors as Connection::Open.
-  absl::StatusOr<std::shared_ptr<Connection>> Get(absl::Time deadline);
+  // An idle connection that lives, or a new one. Errors as Connection::Open.
+  absl::StatusOr<std::unique_ptr<Connection>> Take(absl::Time deadline);
 
-  // `connection` is not to be given to further calls.
-  void Drop(const std::shared_ptr<Connection>& connection);
+  // For a later call. REQUIRES: the call over it ended well, so that nothing is under way on it.
+  // Beyond a few idle ones it is closed.
+  void GiveBack(std::unique_ptr<Connection> connection);
+
+  // Closes the idle ones: the server is going away, or is lost.
+  void Clear();
 
  private:
   const std::string address_;
   std::mutex mutex_;
-  std::condition_variable idle_;
-  // Guarded by mutex_.
-  bool connecting_ = false;
-  std::shared_ptr<Connection> current_;
+  std::vector<std::unique_ptr<Connection>> idle_;  // guarded by mutex_; used last, last
 };
 
 }  // namespace gradclip

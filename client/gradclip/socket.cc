@@ -26,8 +26,13 @@ namespace {
 
 constexpr absl::Duration kConnectTimeout = absl::Seconds(20);
 
-// How long sent bytes may stay unacknowledged before the system gives a TCP connection up.
+// A host that vanished without a word is found out in half a minute: by what was sent and is not
+// acknowledged, or, where a call only waits, by the system's probes. Once probes are out, the user
+// timeout ends the connection too, so that together they have to fit into it.
 constexpr int kUserTimeoutMilliseconds = 30000;
+constexpr int kProbeAfterSeconds = 10;
+constexpr int kProbeIntervalSeconds = 5;
+constexpr int kProbes = 4;
 
 absl::Status SystemError(absl::string_view what, int error) {
   return absl::UnavailableError(
@@ -52,6 +57,10 @@ int AwaitConnected(int socket, absl::Time deadline) {
   return error;
 }
 
+void SetOption(int socket, int level, int option, int value) {
+  setsockopt(socket, level, option, &value, sizeof(value));
+}
+
 absl::StatusOr<int> ConnectTo(int family, const sockaddr* address, socklen_t size,
                               absl::Time deadline) {
   const int connected = socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
@@ -62,10 +71,12 @@ absl::StatusOr<int> ConnectTo(int family, const sockaddr* address, socklen_t siz
     if (error != 0) return SystemError("can't connect", error);
   }
   if (family != AF_UNIX) {
-    const int on = 1;
-    setsockopt(connected, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
-    setsockopt(connected, IPPROTO_TCP, TCP_USER_TIMEOUT, &kUserTimeoutMilliseconds,
-               sizeof(kUserTimeoutMilliseconds));
+    SetOption(connected, IPPROTO_TCP, TCP_NODELAY, 1);
+    SetOption(connected, IPPROTO_TCP, TCP_USER_TIMEOUT, kUserTimeoutMilliseconds);
+    SetOption(connected, IPPROTO_TCP, TCP_KEEPIDLE, kProbeAfterSeconds);
+    SetOption(connected, IPPROTO_TCP, TCP_KEEPINTVL, kProbeIntervalSeconds);
+    SetOption(connected, IPPROTO_TCP, TCP_KEEPCNT, kProbes);
+    SetOption(connected, SOL_SOCKET, SO_KEEPALIVE, 1);
   }
   std::move(close_it).Cancel();
   return connected;

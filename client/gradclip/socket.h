@@ -20,7 +20,8 @@ struct ServerAddress {
 // INVALID_ARGUMENT where `address` is none of the forms that Connection::Open takes.
 absl::StatusOr<ServerAddress> ParseServerAddress(absl::string_view address);
 
-// A non-blocking socket, connected; the caller closes it. Errors as Connection::Open.
+// A non-blocking socket, connected; the caller closes it. It fails within about 30 s of the other
+// host's vanishing, also where nothing is sent. Errors as Connection::Open.
 absl::StatusOr<int> ConnectSocket(const ServerAddress& address, absl::Time deadline);
 
 }  // namespace gradclip

@@ -135,10 +135,21 @@ TEST_F(Command, FollowsThePolicyForGradientsThatAreNotFinite) {
   EXPECT_EQ(std::count(refused.err.begin(), refused.err.end(), '\n'), 1);
   EXPECT_THAT(refused.err, HasSubstr("nan[0]"));
   EXPECT_FALSE(std::filesystem::exists(Out("error.npy")));
+  EXPECT_THAT(clip("propagate").out, HasSubstr("so all elements are NaN"));
+  const json propagated = json::parse(Run({"norm", Out("propagate.npy"), "--json"}).out);
+  EXPECT_EQ(propagated["nonfinite_elements"], 2);
   EXPECT_THAT(clip("skip").out, HasSubstr("so nothing is changed"));
   EXPECT_EQ(ReadFile(Out("skip.npy")), ReadFile(Out("nan.npy")));
   EXPECT_THAT(clip("zero").out, HasSubstr("so all elements are 0"));
   EXPECT_EQ(ReadFile(Out("zero.npy")), NpyOf({0, 0}));
+}
+
+TEST_F(Command, TellsWhatBecameOfAGradientThatIsWithinTheLimit) {
+  WriteFile(Out("w.npy"), NpyOf({3, 4}));
+  const Ran ran =
+      Run({"clip", Out("w.npy"), "--max-norm", "10", "--pre-scale", "0.5", "-o", Out("o.npy")});
+  EXPECT_THAT(ran.out, HasSubstr("no, the limit is 10; all elements are multiplied by 0.5"));
+  EXPECT_EQ(ReadFile(Out("o.npy")), NpyOf({1.5, 2}));
 }
 
 TEST_F(Command, ClipsByANormThatIsKnown) {
@@ -185,12 +196,15 @@ TEST_F(Command, LeavesNothingBehindWhereTheSystemRefusesTheBytes) {
   const Ran ran = Run({"clip", file, "--max-norm", "1", "-o", Out("o.safetensors")});
   const Ran several = Run(
       {"clip", file, kGradients + "step-060.safetensors", "--max-norm", "1", "-o", Out("folder")});
+  const Ran nested = Run({"clip", file, kGradients + "step-060.safetensors", "--max-norm", "1",
+                          "-o", Out("folder/nested")});
   ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &before), 0);
   EXPECT_EQ(ran.status, 1);
   EXPECT_EQ(ran.out, "");
   EXPECT_EQ(ran.err, "gradclip: can't write " + Out("o.safetensors") + ": File too large\n");
   EXPECT_EQ(ReadFile(Out("o.safetensors")), "before");
   EXPECT_EQ(several.status, 1);
+  EXPECT_EQ(nested.status, 1);
   EXPECT_EQ(folder_.entries(), 1u);
 }
 

@@ -17,17 +17,20 @@ using testing::EndsWith;
 using testing::HasSubstr;
 using testing::Not;
 
-// The command with a terminal as its standard input, output and error. Not thread-safe.
+// The command with a terminal as its standard input, output and error; of an unknown width where
+// `columns` is 0. Not thread-safe.
 class Terminal {
  public:
-  explicit Terminal(std::vector<std::string> arguments) {
+  explicit Terminal(std::vector<std::string> arguments, unsigned short columns = 0) {
     const std::string path = GRADCLIP_BIN_DIR "/gradclip";
     arguments.insert(arguments.begin(), path);
     std::vector<char*> argv;
     for (std::string& argument : arguments) argv.push_back(argument.data());
     argv.push_back(nullptr);
     setenv("TERM", "xterm", 1);
-    pid_ = forkpty(&terminal_, nullptr, nullptr, nullptr);
+    winsize size = {};
+    size.ws_col = columns;
+    pid_ = forkpty(&terminal_, nullptr, nullptr, columns > 0 ? &size : nullptr);
     if (pid_ == 0) {
       execv(path.c_str(), argv.data());
       _exit(127);
@@ -90,6 +93,16 @@ TEST_F(Command, ShowsRateAndRemainingTimeOfLongWorkOnATerminalAndErasesThem) {
   terminal.Type(kControlC);
   EXPECT_EQ(terminal.Wait(), 128 + SIGINT);
   EXPECT_THAT(terminal.shown(), EndsWith(kEraseLine));
+}
+
+TEST_F(Command, CutsItsProgressToTheTerminal) {
+  Terminal terminal(WithServer({"bench", "--bytes", "16MiB", "--rounds", "1000000"}),
+                    /*columns=*/12);
+  ASSERT_TRUE(terminal.ReadUntil("[     ")) << terminal.shown();
+  terminal.Type(kControlC);
+  EXPECT_EQ(terminal.Wait(), 128 + SIGINT);
+  EXPECT_THAT(terminal.shown(), Not(HasSubstr("B of")));
+  EXPECT_THAT(terminal.shown(), Not(HasSubstr("[      ")));  // six blanks, the twelfth column
 }
 
 TEST_F(Command, IsQuietOnATerminalWhereToldTo) {

@@ -2,6 +2,7 @@
 // it does with a server is tested in tests/e2e.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -71,6 +72,14 @@ TEST(CommandLine, RefusesUnknownWordsAndSuggestsTheClosest) {
   EXPECT_EQ(
       Failure({"clip", kGradient, "--max_norm=1"}),
       "gradclip: unknown flag --max_norm (did you mean --max-norm?); see gradclip clip --help");
+  EXPECT_EQ(Failure({"clip", kGradient, "--output", "x"}),
+            "gradclip: unknown flag --output (did you mean --out?); see gradclip clip --help");
+  EXPECT_EQ(Failure({"clip", kGradient, "--max", "1"}),
+            "gradclip: unknown flag --max (did you mean --max-norm?); see gradclip clip --help");
+  EXPECT_EQ(Failure({"help"}),
+            "gradclip: unknown command help (did you mean --help?); see gradclip --help");
+  EXPECT_EQ(Failure({"version"}),
+            "gradclip: unknown command version (did you mean --version?); see gradclip --help");
   EXPECT_EQ(Failure({"info", "-x"}), "gradclip: unknown flag -x; see gradclip info --help");
   EXPECT_EQ(Failure({"health", "now"}),
             "gradclip: unexpected argument now; see gradclip health --help");
@@ -78,6 +87,15 @@ TEST(CommandLine, RefusesUnknownWordsAndSuggestsTheClosest) {
             "gradclip: unknown flag --server; flags go after the command; see gradclip --help");
   EXPECT_EQ(Failure({"norm", "--a\nb"}),
             "gradclip: unknown flag --a\\x0ab; see gradclip norm --help");
+}
+
+TEST(CommandLine, TakesEverythingBehindTwoDashesAsFiles) {
+  EXPECT_EQ(Failure({"norm", "--", "-x.npy"}),
+            "gradclip: can't read -x.npy: No such file or directory");
+  EXPECT_EQ(Failure({"norm", "--json", "--", kGradient, "--none.npy"}),
+            "gradclip: can't read --none.npy: No such file or directory");
+  EXPECT_THAT(Failure({"norm", "--", "--"}), HasSubstr("--: the name must end in"));
+  EXPECT_EQ(Failure({"norm", "-x.npy"}), "gradclip: unknown flag -x.npy; see gradclip norm --help");
 }
 
 TEST(CommandLine, RefusesValuesOutsideTheirRange) {
@@ -94,6 +112,11 @@ TEST(CommandLine, RefusesValuesOutsideTheirRange) {
   EXPECT_THAT(refused("--pre-scale", "0"),
               HasSubstr("--pre-scale: must be a finite number over 0"));
   EXPECT_THAT(refused("--total-norm", "-1"), HasSubstr("--total-norm: must be a number >= 0"));
+  for (const char* flag :
+       {"--max-norm", "--epsilon", "--total-norm", "--norm-type", "--pre-scale"}) {
+    EXPECT_THAT(refused(flag, "1e400"), HasSubstr(std::string(flag) + ": must be a")) << flag;
+    EXPECT_THAT(refused(flag, "1e400"), HasSubstr("and 1e400 is over the largest number"));
+  }
   EXPECT_THAT(refused("--timeout", "30"), HasSubstr("--timeout: must be a time over 0"));
   EXPECT_THAT(refused("--nonfinite", "ignore"),
               HasSubstr("--nonfinite: must be one of propagate, error, skip, zero, not ignore"));
@@ -101,7 +124,11 @@ TEST(CommandLine, RefusesValuesOutsideTheirRange) {
               HasSubstr("--reply: must be one of coefficient, gradient, if-changed, not all"));
   EXPECT_THAT(Failure({"bench", "--bytes", "much"}), HasSubstr("--bytes: must be a size"));
   EXPECT_THAT(Failure({"bench", "--rounds", "0"}), HasSubstr("--rounds: must be a whole number"));
-  EXPECT_THAT(Failure({"bench", "--rounds", "1.5"}), HasSubstr("--rounds"));
+  for (const char* rounds : {"1.5", "1e3", "10000001", "-1"}) {
+    EXPECT_EQ(Failure({"bench", "--rounds", rounds}),
+              std::string("gradclip: --rounds: must be a whole number from 1 to 10000000, not ") +
+                  rounds + "; see gradclip bench --help");
+  }
   EXPECT_THAT(Failure({"bench", "--bytes", "8", "--tensors", "3"}),
               HasSubstr("--bytes=8 holds 2 F32 elements, too few for --tensors=3"));
   EXPECT_EQ(Failure({"clip", kGradient, "--max-norm"}),
@@ -135,14 +162,27 @@ TEST(CommandLine, RefusesOutputsBeforeAnyWork) {
   };
   EXPECT_THAT(refused({kGradient}, folder / ""), HasSubstr("/step-060.safetensors"));
   EXPECT_THAT(refused({kGradient}, folder / "none/x.safetensors"), HasSubstr("there is no folder"));
-  EXPECT_THAT(refused({kGradient}, folder / "x.npy"), HasSubstr("must end in .safetensors"));
-  EXPECT_THAT(refused({kGradient}, "/dev/null"), HasSubstr("it is no regular file"));
+  for (const char* name : {"x.npy", "x", "x.bin", "x.SAFETENSORS", ".safetensors"}) {
+    EXPECT_EQ(refused({kGradient}, folder / name),
+              "gradclip: -o " + folder / name +
+                  " must end in .safetensors, for the format is kept; see gradclip clip --help");
+  }
+  EXPECT_THAT(refused({folder / "x.txt"}, folder / "y.txt"),
+              HasSubstr("x.txt: the name must end in .safetensors or .npy"));
+  ASSERT_EQ(mkfifo((folder / "pipe.safetensors").c_str(), 0600), 0);
+  EXPECT_THAT(refused({kGradient}, folder / "pipe.safetensors"),
+              HasSubstr("it is no regular file"));
   EXPECT_THAT(refused({kGradient, kGradient}, folder / "out"),
               HasSubstr("two files are named step-060.safetensors"));
   WriteFile(folder / "file", "x");
   EXPECT_THAT(refused({kGradient, folder / "b.npy"}, folder / "file"),
               HasSubstr("is no folder, and 2 files need one"));
-  EXPECT_EQ(folder.entries(), 1u);
+  for (const char* out : {"none/out", "none/out/"}) {
+    EXPECT_EQ(refused({kGradient, folder / "b.npy"}, folder / out),
+              "gradclip: can't make the folder " + folder / out + ": there is no folder " +
+                  folder / "none");
+  }
+  EXPECT_EQ(folder.entries(), 2u);
 }
 
 TEST(Command, NamesAFileThatItCannotTake) {

@@ -2,22 +2,54 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <limits>
 
 namespace gradclip {
 namespace {
 
-TEST(NumberCheck, RefusesWhatLiesOutsideAndNan) {
-  const CLI::Validator at_least = NumberCheck("a number >= 0", 0, 1e300);
-  const CLI::Validator over = NumberCheck("a number over 0", 0, 1e300, /*over=*/true);
-  EXPECT_EQ(at_least(std::string("0")), "");
-  EXPECT_EQ(over(std::string("5e-324")), "");
-  EXPECT_EQ(over(std::string("0")), "must be a number over 0, not 0");
-  for (const char* text : {"-1", "nan", "inf", "x", "", "1x"}) {
-    EXPECT_NE(at_least(std::string(text)), "") << text;
-    EXPECT_NE(over(std::string(text)), "") << text;
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+TEST(ParseNumber, RefusesWhatLiesOutsideAndNan) {
+  const NumberRange at_least = {"a number >= 0", 0, 1e300};
+  const NumberRange over = {"a number over 0", 0, 1e300, /*open=*/true};
+  EXPECT_EQ(ParseNumber("0", at_least).value(), 0);
+  EXPECT_EQ(ParseNumber("5e-324", over).value(), 5e-324);
+  EXPECT_EQ(ParseNumber("0", over).status().message(), "must be a number over 0, not 0");
+  for (const char* text : {"-1", "nan", "inf", "x", "", "1x", "-1e400"}) {
+    EXPECT_FALSE(ParseNumber(text, at_least).ok()) << text;
+    EXPECT_FALSE(ParseNumber(text, over).ok()) << text;
   }
-  EXPECT_EQ(NumberCheck("any", 0, std::numeric_limits<double>::infinity())(std::string("inf")), "");
+  const NumberRange any = {"any", 0, kInfinity, /*open=*/false, /*takes_nan=*/true};
+  EXPECT_TRUE(std::isnan(ParseNumber("nan", any).value()));
+}
+
+TEST(ParseNumber, TakesInfinityOnlyWhereItIsSpelled) {
+  const NumberRange any = {"a number", 0, kInfinity};
+  for (const char* text : {"inf", "Infinity", "+inf"}) {
+    EXPECT_EQ(ParseNumber(text, any).value(), kInfinity) << text;
+  }
+  EXPECT_EQ(ParseNumber("1.7976931348623157e308", any).value(), 1.7976931348623157e308);
+  EXPECT_EQ(ParseNumber("1e400", any).status().message(),
+            "must be a number, and 1e400 is over the largest number, 1.7976931348623157e+308");
+}
+
+TEST(AddNumber, SetsTheDoubleThatIsClosestToTheText) {
+  CLI::App verb;
+  double number = 0;
+  AddNumber(
+      verb, "--number", {"a number", 0, kInfinity}, [&](double set) { number = set; }, "");
+  // Just over the middle between 1 and the next double: as a long double it is the middle itself.
+  verb.parse("--number 1.000000000000000111023149");
+  EXPECT_EQ(number, 1.0000000000000002);
+}
+
+TEST(AddCount, TakesWholeNumbersInDecimal) {
+  CLI::App verb;
+  uint64_t count = 0;
+  AddCount(verb, "--count", count, "");
+  verb.parse("--count 010");
+  EXPECT_EQ(count, 10u);
 }
 
 TEST(UsageError, PointsToTheHelpOfTheVerb) {
@@ -30,6 +62,14 @@ TEST(ServerFlags, LetACallTakeAsLongAsItNeedsUnlessTold) {
   EXPECT_EQ(flags.call().timeout, absl::InfiniteDuration());
   flags.timeout = "1.5s";
   EXPECT_EQ(flags.call().timeout, absl::Seconds(1.5));
+}
+
+TEST(ServerFlags, AdviseMoreTimeOnlyWhereTheTimeoutWasTheCause) {
+  ServerFlags flags;
+  EXPECT_EQ(flags.Advise(absl::DeadlineExceededError("a: late")).message(), "a: late");
+  flags.timeout = "30s";
+  const std::string idle = "a: no message for 60s, the limit of --idle-timeout";
+  EXPECT_EQ(flags.Advise(absl::DeadlineExceededError(idle)).message(), idle);
 }
 
 TEST(ServerFlags, SayWhatToDoAboutAFailedCall) {

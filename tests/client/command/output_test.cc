@@ -80,6 +80,30 @@ TEST(TensorTable, PutsTheLargestNormFirstAndNanBeforeAll) {
             "0.5              2           0      1  F32    [2]        small\n");
 }
 
+TEST(ClippedText, SaysWhatBecameOfTheElements) {
+  ClipOptions options;
+  options.max_norm = 1;
+  const auto text = [&](double total_norm, double coefficient, bool clipped, bool skipped = false) {
+    ClipAnswer answer;
+    answer.norm.total_norm = total_norm;
+    answer.coefficient = coefficient;
+    answer.clipped = clipped;
+    answer.skipped = skipped;
+    return ClippedText(answer, options);
+  };
+  EXPECT_EQ(text(5, 0.2, true), "yes, to 1");
+  EXPECT_EQ(text(0.5, 1, false), "no, the limit is 1");
+  EXPECT_EQ(text(0.5, 0.25, false),
+            "no, the limit is 1; all elements are multiplied by 0.25 (--pre-scale)");
+  EXPECT_EQ(text(kNan, kNan, false), "no: the norm is NaN, so all elements are NaN");
+  EXPECT_EQ(text(kInfinity, 0, true),
+            "yes: the norm is infinite, so all elements are 0, or NaN where they were infinite");
+  EXPECT_EQ(text(kNan, 1, false, true), "no: the norm is not finite, so nothing is changed");
+  EXPECT_EQ(text(kInfinity, 0, true, true), "no: the norm is not finite, so all elements are 0");
+  options.max_norm = kInfinity;  // never clips
+  EXPECT_EQ(text(kNan, 1, false), "no, the limit is Infinity");
+}
+
 TEST(Json, HasEveryFieldOfANormUnderTheContractsName) {
   NormAnswer answer;
   answer.total_norm = 1e-310;

@@ -14,7 +14,8 @@ constexpr uint64_t kGiB = uint64_t{1} << 30;
 class ProgressTest : public ::testing::Test {
  protected:
   ProgressTest() {
-    progress_.emplace(&terminal_, [this] { return now_; });
+    progress_.emplace(
+        &terminal_, [this] { return now_; }, [this] { return width_; });
   }
 
   // What is written to the terminal when `done` of `total` are through at `seconds`.
@@ -34,6 +35,7 @@ class ProgressTest : public ::testing::Test {
   }
 
   absl::Time now_ = absl::UnixEpoch();
+  size_t width_ = 0;
   std::ostringstream terminal_;
   std::optional<Progress> progress_;
 };
@@ -57,6 +59,15 @@ TEST_F(ProgressTest, IsDrawnTenTimesASecondAtMost) {
   EXPECT_NE(At(1, 1, 10), "");
   EXPECT_EQ(At(1.09, 2, 10), "");
   EXPECT_NE(At(1.1, 2, 10), "");
+}
+
+TEST_F(ProgressTest, LeavesTheLastColumnOfANarrowTerminalFree) {
+  width_ = 20;
+  EXPECT_EQ(At(2, kGiB, 4 * kGiB), "\r\x1b[K 25% [#####        ");
+  width_ = 1;
+  EXPECT_EQ(At(3, kGiB, 4 * kGiB), "\r\x1b[K");
+  width_ = 200;
+  EXPECT_THAT(At(4, kGiB, 4 * kGiB), ::testing::EndsWith(" left"));
 }
 
 TEST_F(ProgressTest, KnowsNoRemainingTimeBeforeTheFirstByte) {

@@ -79,6 +79,23 @@ TEST(StagedFile, FollowsASymbolicLink) {
   EXPECT_EQ(ReadFile(folder / "target"), "after");
 }
 
+TEST(StagedFile, MakesTheFileThatASymbolicLinkLeadsTo) {
+  const Folder folder;
+  std::filesystem::create_directory(folder / "there");
+  std::filesystem::create_symlink("there/link", folder / "link");
+  std::filesystem::create_symlink("target", folder / "there/link");
+  ASSERT_TRUE(Write(folder / "link", "made").ok());
+  EXPECT_TRUE(std::filesystem::is_symlink(folder / "link"));
+  EXPECT_TRUE(std::filesystem::is_symlink(folder / "there/link"));
+  EXPECT_EQ(ReadFile(folder / "there/target"), "made");
+
+  std::filesystem::create_symlink("none/target", folder / "lost");
+  EXPECT_THAT(Write(folder / "lost", "x").message(),
+              HasSubstr("there is no folder " + folder / "none"));
+  std::filesystem::create_symlink("loop", folder / "loop");
+  EXPECT_FALSE(Write(folder / "loop", "x").ok());
+}
+
 TEST(StagedFile, RefusesWhatIsNoRegularFile) {
   const Folder folder;
   EXPECT_THAT(Write(folder / "", "x").message(), HasSubstr("it is a folder"));

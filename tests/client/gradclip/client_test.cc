@@ -376,6 +376,11 @@ TEST_F(ClientTest, RefusesWhatItCanTellIsWrongBeforeItSends) {
               HasSubstr("tensor #0: shape [-1]"));
   EXPECT_THAT(refusal(TensorOf("a", a), ClipOptions()), HasSubstr("max_norm is -1"));
   EXPECT_THAT(refusal(TensorOf("a", a), MaxNorm(std::nan(""))), HasSubstr("max_norm is nan"));
+  const absl::Status tied =
+      client_.Clip({{TensorOf("a", a), TensorOf("b", a)}}, MaxNorm(1)).status();
+  EXPECT_EQ(tied.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(tied.message(), HasSubstr("tensors \"a\" and \"b\" overlap in memory"));
+  EXPECT_THAT(a, ElementsAre(1, 2));
   EXPECT_EQ(client_.ComputeNorm({{Tensor{"w", DType::kFloat32, {}, nullptr}}}).status().code(),
             absl::StatusCode::kInvalidArgument);
 

@@ -1,10 +1,14 @@
 #include "client/gradclip/connection.h"
 
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <memory>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -23,7 +27,7 @@ class Listener {
     address_.sin_family = AF_INET;
     address_.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     EXPECT_EQ(bind(socket_, reinterpret_cast<sockaddr*>(&address_), sizeof(address_)), 0);
-    EXPECT_EQ(listen(socket_, 8), 0);
+    EXPECT_EQ(listen(socket_, 16), 0);
     socklen_t size = sizeof(address_);
     EXPECT_EQ(getsockname(socket_, reinterpret_cast<sockaddr*>(&address_), &size), 0);
   }
@@ -102,6 +106,25 @@ TEST(Connection, SaysWhyNobodyAnswers) {
   EXPECT_EQ(long_path.status().code(), absl::StatusCode::kInvalidArgument);
 }
 
+TEST(ConnectSocket, LetsTheSystemFindOutThatTheHostIsGone) {
+  const Listener listener;
+  const auto connected =
+      ConnectSocket(*ParseServerAddress(listener.address()), absl::InfiniteFuture());
+  ASSERT_TRUE(connected.ok()) << connected.status();
+  const auto option = [&](int level, int name) {
+    int value = 0;
+    socklen_t size = sizeof(value);
+    EXPECT_EQ(getsockopt(*connected, level, name, &value, &size), 0);
+    return value;
+  };
+  EXPECT_EQ(option(SOL_SOCKET, SO_KEEPALIVE), 1);
+  const int idle = option(IPPROTO_TCP, TCP_KEEPIDLE);
+  const int probes = option(IPPROTO_TCP, TCP_KEEPINTVL) * option(IPPROTO_TCP, TCP_KEEPCNT);
+  EXPECT_EQ(idle + probes, 30);
+  EXPECT_EQ(option(IPPROTO_TCP, TCP_USER_TIMEOUT), 1000 * (idle + probes));
+  close(*connected);
+}
+
 TEST(Connection, IsAliveUntilEitherSideClosesIt) {
   const Listener listener;
   const auto closed_there = Connection::Open(listener.address(), absl::InfiniteFuture());
@@ -117,22 +140,51 @@ TEST(Connection, IsAliveUntilEitherSideClosesIt) {
   close(other_end);
 }
 
-TEST(SharedConnection, IsKeptWhileItLivesAndMadeAnewAfterwards) {
+TEST(ConnectionPool, GivesEachCallAConnectionOfItsOwn) {
   const Listener listener;
-  SharedConnection shared(listener.address());
-  const auto first = shared.Get(absl::InfiniteFuture());
+  ConnectionPool pool(listener.address());
+  auto first = pool.Take(absl::InfiniteFuture());
+  auto second = pool.Take(absl::InfiniteFuture());
   ASSERT_TRUE(first.ok()) << first.status();
-  EXPECT_EQ(*shared.Get(absl::InfiniteFuture()), *first);
+  ASSERT_TRUE(second.ok()) << second.status();
+  const Connection* used_last = second->get();
+  EXPECT_NE(first->get(), used_last);
+  pool.GiveBack(*std::move(first));
+  pool.GiveBack(*std::move(second));
+  EXPECT_EQ(pool.Take(absl::InfiniteFuture())->get(), used_last);
+}
 
-  (*first)->Cut();
-  const auto second = shared.Get(absl::InfiniteFuture());
-  ASSERT_TRUE(second.ok());
-  EXPECT_NE(*second, *first);
+TEST(ConnectionPool, ConnectsAnewWhereTheIdleOnesAreLostOrCleared) {
+  const Listener listener;
+  ConnectionPool pool(listener.address());
+  const auto accept = [&] { return listener.Accept(); };
+  pool.GiveBack(*pool.Take(absl::InfiniteFuture()));
+  const int lost = accept();
+  shutdown(lost, SHUT_RDWR);
+  auto second = pool.Take(absl::InfiniteFuture());
+  ASSERT_TRUE(second.ok()) << second.status();
+  EXPECT_TRUE((*second)->Alive());
+  const int cleared = accept();  // returns only where it connected anew
+  pool.GiveBack(*std::move(second));
+  pool.Clear();
+  auto third = pool.Take(absl::InfiniteFuture());
+  ASSERT_TRUE(third.ok()) << third.status();
+  for (const int one : {lost, cleared, accept()}) close(one);
+}
 
-  shared.Drop(*first);  // no longer current: changes nothing
-  EXPECT_EQ(*shared.Get(absl::InfiniteFuture()), *second);
-  shared.Drop(*second);
-  EXPECT_NE(*shared.Get(absl::InfiniteFuture()), *second);
+TEST(ConnectionPool, KeepsAFewIdleOnes) {
+  const Listener listener;
+  ConnectionPool pool(listener.address());
+  std::vector<std::unique_ptr<Connection>> taken;
+  for (int i = 0; i < 9; ++i) taken.push_back(*pool.Take(absl::InfiniteFuture()));
+  std::set<const Connection*> kept;
+  for (int i = 0; i < 9; ++i) {
+    if (i < 8) kept.insert(taken[i].get());
+    pool.GiveBack(std::move(taken[i]));
+  }
+  for (int i = 0; i < 8; ++i) taken[i] = *pool.Take(absl::InfiniteFuture());
+  for (int i = 0; i < 8; ++i) EXPECT_EQ(kept.count(taken[i].get()), 1u) << i;
+  EXPECT_EQ(kept.count(pool.Take(absl::InfiniteFuture())->get()), 0u);
 }
 
 }  // namespace

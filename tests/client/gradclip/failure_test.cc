@@ -1,13 +1,16 @@
 // The client against servers that refuse, fail, stop or break the contract.
 #include <netinet/in.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <span>
+#include <stdexcept>
 #include <string>
 #include <thread>
 #include <utility>
@@ -26,6 +29,7 @@ namespace {
 using ::testing::AllOf;
 using ::testing::Each;
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 ClipOptions MaxNormOne(ReplyMode reply = ReplyMode::kCoefficient) {
   ClipOptions options;
@@ -154,6 +158,23 @@ TEST(ClientFailure, WaitsLongerBeforeEachTry) {
   for (int i = 0; i < 3; ++i) EXPECT_GE(calls[i + 1] - calls[i], absl::Milliseconds(10 << i)) << i;
 }
 
+TEST(ClientFailure, WaitsNoLongerThanTheLongestBackoff) {
+  FakeServer server;
+  ClientOptions options;
+  options.max_retries = 2;
+  options.initial_backoff = absl::Hours(1);
+  options.max_backoff = absl::Milliseconds(1);
+  Client client(server.address(), options);
+  std::atomic<int> calls = 0;
+  server.clip = [&](ClipStream&) {
+    ++calls;
+    return grpc::Status(grpc::StatusCode::UNAVAILABLE, "draining");
+  };
+  Gradient gradient(10);
+  EXPECT_FALSE(client.Clip(gradient.tensors(), MaxNormOne(), Within(absl::Seconds(30))).ok());
+  EXPECT_EQ(calls, 3);
+}
+
 TEST(ClientFailure, DoesNotTryAgainBeyondTheTimeout) {
   FakeServer server;
   ClientOptions options;
@@ -240,19 +261,95 @@ TEST(ClientFailure, EndsAtOnceWhereTheTimeoutIsOver) {
   EXPECT_EQ(status.code(), absl::StatusCode::kDeadlineExceeded) << status;
 }
 
+// A listening socket on a free port of the loopback interface.
+int ListenOnLoopback(int& port) {
+  const int listener = socket(AF_INET, SOCK_STREAM, 0);
+  sockaddr_in address = {};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  EXPECT_EQ(bind(listener, reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
+  EXPECT_EQ(listen(listener, 8), 0);
+  socklen_t size = sizeof(address);
+  EXPECT_EQ(getsockname(listener, reinterpret_cast<sockaddr*>(&address), &size), 0);
+  port = ntohs(address.sin_port);
+  return listener;
+}
+
+int ConnectToLoopback(int port) {
+  const int connected = socket(AF_INET, SOCK_STREAM, 0);
+  sockaddr_in address = {};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  address.sin_port = htons(static_cast<uint16_t>(port));
+  EXPECT_EQ(connect(connected, reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
+  return connected;
+}
+
+// What a server may open HTTP/2 with: SETTINGS with the largest initial window, and as much for the
+// connection. The client may then send without end, so that only the socket stops it.
+const std::string kEndlessWindow(
+    "\0\0\6\4\0\0\0\0\0\0\4\x7f\xff\xff\xff"
+    "\0\0\4\x8\0\0\0\0\0\x7f\xff\0\0",
+    28);
+
+// Stands between clients and a server, and takes `most` bytes from each client, which may send
+// more: then that client's socket fills up. `most` has to be less than the server itself takes
+// ahead.
+class Relay {
+ public:
+  Relay(int server_port, size_t most) : listener_(ListenOnLoopback(port_)) {
+    thread_ = std::thread([this, server_port, most] {
+      for (int client = 0; (client = accept(listener_, nullptr, nullptr)) >= 0;) {
+        const int server = ConnectToLoopback(server_port);
+        EXPECT_EQ(write(client, kEndlessWindow.data(), kEndlessWindow.size()),
+                  static_cast<ssize_t>(kEndlessWindow.size()));
+        sockets_.insert(sockets_.end(), {client, server});
+        copiers_.emplace_back([=] { Copy(client, server, most); });
+        copiers_.emplace_back([=] { Copy(server, client, std::numeric_limits<size_t>::max()); });
+      }
+    });
+  }
+  ~Relay() {
+    shutdown(listener_, SHUT_RDWR);
+    thread_.join();
+    for (int one : sockets_) shutdown(one, SHUT_RDWR);
+    for (std::thread& copier : copiers_) copier.join();
+    for (int one : sockets_) close(one);
+    close(listener_);
+  }
+  std::string address() const { return absl::StrCat("127.0.0.1:", port_); }
+
+ private:
+  // Copies `most` bytes, or all until either side ends.
+  static void Copy(int from, int to, size_t most) {
+    char buffer[65536];
+    for (size_t left = most; left > 0;) {
+      const ssize_t bytes = read(from, buffer, std::min(left, sizeof(buffer)));
+      if (bytes <= 0) {
+        shutdown(to, SHUT_WR);
+        return;
+      }
+      left -= static_cast<size_t>(bytes);
+      for (ssize_t at = 0; at < bytes;) {
+        const ssize_t written = send(to, buffer + at, bytes - at, MSG_NOSIGNAL);
+        if (written <= 0) return;
+        at += written;
+      }
+    }
+  }
+
+  int port_ = 0;
+  const int listener_;
+  std::vector<int> sockets_;
+  std::vector<std::thread> copiers_;
+  std::thread thread_;
+};
+
 // Accepts connections and reads nothing. With `settings` it allows the client to send without end,
 // so that only the socket stops it.
 class DeafServer {
  public:
-  explicit DeafServer(std::string settings) : listener_(socket(AF_INET, SOCK_STREAM, 0)) {
-    sockaddr_in address = {};
-    address.sin_family = AF_INET;
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    EXPECT_EQ(bind(listener_, reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
-    EXPECT_EQ(listen(listener_, 8), 0);
-    socklen_t size = sizeof(address);
-    EXPECT_EQ(getsockname(listener_, reinterpret_cast<sockaddr*>(&address), &size), 0);
-    address_ = absl::StrCat("127.0.0.1:", ntohs(address.sin_port));
+  explicit DeafServer(std::string settings) : listener_(ListenOnLoopback(port_)) {
     thread_ = std::thread([this, settings = std::move(settings)] {
       for (int one = 0; (one = accept(listener_, nullptr, nullptr)) >= 0;) {
         EXPECT_EQ(write(one, settings.data(), settings.size()),
@@ -267,11 +364,11 @@ class DeafServer {
     close(listener_);
     for (int one : accepted_) close(one);
   }
-  const std::string& address() const { return address_; }
+  std::string address() const { return absl::StrCat("127.0.0.1:", port_); }
 
  private:
+  int port_ = 0;
   const int listener_;
-  std::string address_;
   std::vector<int> accepted_;
   std::thread thread_;
 };
@@ -295,12 +392,7 @@ TEST(ClientFailure, NamesAServerThatDoesNotSpeakGrpc) {
 }
 
 TEST(ClientFailure, EndsAtTheDeadlineAndLetsGoOfTheMemoryWhereTheServerIsDeaf) {
-  // SETTINGS with the largest initial window, and as much for the connection.
-  const std::string endless(
-      "\0\0\6\4\0\0\0\0\0\0\4\x7f\xff\xff\xff"
-      "\0\0\4\x8\0\0\0\0\0\x7f\xff\0\0",
-      28);
-  for (const std::string& settings : {std::string(), endless}) {
+  for (const std::string& settings : {std::string(), kEndlessWindow}) {
     const DeafServer server(settings);
     Client client(server.address());
     for (int round = 0; round < 2; ++round) {
@@ -451,6 +543,101 @@ TEST(ClientFailure, OneCallsDeadlineDoesNotEndTheOthers) {
     const auto answer = client.Clip(gradient.tensors(), options);
     EXPECT_TRUE(answer.ok()) << answer.status();
   }
+}
+
+TEST(ClientFailure, NamesTheMemoryWhereAMappedFileBecomesShorterWhileItIsSent) {
+  FakeServer server;
+  Client client(server.address(), QuickRetries());
+  server.clip = [](ClipStream& stream) {
+    ReadAll(stream);
+    return grpc::Status::OK;
+  };
+  constexpr size_t kBytes = size_t{64} << 20;
+  const int file = memfd_create("gradient", MFD_CLOEXEC);
+  ASSERT_EQ(ftruncate(file, kBytes), 0);
+  void* const mapped = mmap(nullptr, kBytes, PROT_READ, MAP_PRIVATE, file, 0);
+  ASSERT_NE(mapped, MAP_FAILED);
+  const Tensor tensor = {"w", DType::kFloat32, {kBytes / sizeof(float)}, mapped};
+  CallOptions call;
+  call.progress = [&](uint64_t done, uint64_t) {
+    if (done > 0) {
+      EXPECT_EQ(ftruncate(file, 4096), 0);
+    }
+  };
+  const absl::Status status = client.Clip({&tensor, 1}, MaxNormOne(), call).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << status;
+  EXPECT_THAT(status.message(),
+              AllOf(HasSubstr("its memory can't be read;"), Not(HasSubstr("tried"))));
+  munmap(mapped, kBytes);
+  close(file);
+}
+
+TEST(ClientFailure, EndsTheCallWhereTheProgressFunctionThrows) {
+  FakeServer server;
+  const DeafServer deaf(kEndlessWindow);
+  server.clip = [](ClipStream& stream) {
+    const std::string data = ReadAll(stream).data();
+    SendResult(stream, 0.5, /*gradient_follows=*/true);
+    SendData(stream, data);
+    return grpc::Status::OK;
+  };
+  const struct {
+    std::string address;
+    uint64_t limit;
+  } cases[] = {
+      {server.address(), 1},                  // as bytes go out,
+      {deaf.address(), 1},                    // where nobody reads them,
+      {server.address(), uint64_t{80} << 20}  // and as they come back
+  };
+  for (const auto& one : cases) {
+    Client client(one.address);
+    auto gradient = std::make_unique<Gradient>(size_t{16} << 20);
+    CallOptions call;
+    call.progress = [&](uint64_t done, uint64_t) {
+      if (done >= one.limit) throw std::runtime_error("enough");
+    };
+    EXPECT_THROW(
+        (void)client.Clip(gradient->tensors(), MaxNormOne(ReplyMode::kGradient), call).status(),
+        std::runtime_error);
+  }
+}
+
+TEST(ClientFailure, CuttingOneCallOffHarmsNoOther) {
+  FakeServer server("127.0.0.1:0", /*window_bytes=*/64 << 20);
+  const Relay relay(server.port(), /*most=*/32768);
+  Client client(relay.address(), QuickRetries());
+  absl::Notification half_is_back, other_is_over;
+  server.clip = [&](ClipStream& stream) {
+    const auto received = ReadAll(stream);
+    if (received.starts.at(0).reply() != v1::REPLY_GRADIENT) return grpc::Status::OK;
+    const std::string half(received.data().size() / 2, '\0');
+    SendResult(stream, 0.5, /*gradient_follows=*/true);
+    SendData(stream, half);
+    other_is_over.WaitForNotification();
+    SendData(stream, half);
+    return grpc::Status::OK;
+  };
+  Gradient gradient(1000);
+  absl::Status status;
+  std::jthread running([&] {
+    CallOptions call;
+    call.progress = [&](uint64_t done, uint64_t) {
+      if (done == 6000) half_is_back.Notify();
+    };
+    status = client.Clip(gradient.tensors(), MaxNormOne(ReplyMode::kGradient), call).status();
+  });
+  half_is_back.WaitForNotification();
+  {
+    Gradient stuck(size_t{8} << 20);
+    EXPECT_EQ(
+        client.Clip(stuck.tensors(), MaxNormOne(), Within(absl::Milliseconds(300))).status().code(),
+        absl::StatusCode::kDeadlineExceeded);
+    EXPECT_TRUE(stuck.unchanged());
+  }
+  other_is_over.Notify();
+  running.join();
+  EXPECT_TRUE(status.ok()) << status;
+  EXPECT_THAT(gradient.values(), Each(0.0f));
 }
 
 }  // namespace

@@ -109,16 +109,24 @@ class FakeServer : public v1::GradClip::Service {
   Handler<grpc::Status(ClipStream& stream)> clip;
   Handler<grpc::Status(v1::GetServerInfoResponse& response)> info;
 
-  explicit FakeServer(const std::string& listen = "127.0.0.1:0") {
+  // window_bytes: how far a call may be ahead of its handler; 0 is gRPC's own choice.
+  explicit FakeServer(const std::string& listen = "127.0.0.1:0", int window_bytes = 0) {
+    // Up to the end of the process: gRPC's shutdown may wait 10 s for the poller of a full socket.
+    grpc_init();
     grpc::EnableDefaultHealthCheckService(true);
     grpc::ServerBuilder builder;
     builder.AddListeningPort(listen, grpc::InsecureServerCredentials(), &port_);
     builder.SetMaxReceiveMessageSize(-1);
+    if (window_bytes > 0) {
+      builder.AddChannelArgument(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, window_bytes);
+      builder.AddChannelArgument(GRPC_ARG_HTTP2_BDP_PROBE, 0);  // which would make it smaller
+    }
     builder.RegisterService(this);
     server_ = builder.BuildAndStart();
   }
   ~FakeServer() override { server_->Shutdown(std::chrono::system_clock::now()); }
 
+  int port() const { return port_; }
   std::string address() const { return absl::StrCat("127.0.0.1:", port_); }
   grpc::Server& server() { return *server_; }
 
