@@ -94,7 +94,7 @@ struct Measured {
 };
 
 absl::StatusOr<Measured> Measure(const BenchFlags& flags, std::span<const Tensor> tensors) {
-  Client client(flags.server.server);
+  Client client(flags.server.server, flags.server.client());
   Progress progress(ProgressTerminal(flags.quiet));
   ClipOptions options;
   options.reply = ParseReply(flags.reply);
@@ -173,14 +173,11 @@ void AddBenchVerb(CLI::App& app, Action& chosen) {
       *app.add_subcommand("bench", "Measure how fast a server clips a gradient made up here");
   const auto flags = std::make_shared<BenchFlags>();
   flags->server.AddTo(verb);
+  flags->server.AddMessageBytesTo(verb);
   verb.add_option("--bytes", flags->bytes, "Size of the gradient: 65536, 64MiB, 1GiB, 2GB")
       ->type_name("SIZE")
       ->capture_default_str()
-      ->check([](const std::string& text) {
-        return ParseBytes(text).ok()
-                   ? std::string()
-                   : absl::StrCat("must be a size such as 65536, 64MiB or 1GiB, not ", text);
-      });
+      ->check(BytesCheck());
   AddCount(verb, "--tensors", flags->tensors, "How many tensors it is cut into");
   verb.add_option("--dtype", flags->dtype, "F32, F16, BF16 or F64")
       ->type_name("DTYPE")

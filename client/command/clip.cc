@@ -165,7 +165,7 @@ absl::Status Clip(const ClipFlags& flags) {
   const absl::StatusOr<Gradient> gradient = Gradient::Read(flags.files);
   if (!gradient.ok()) return gradient.status();
 
-  Client client(flags.server.server);
+  Client client(flags.server.server, flags.server.client());
   Progress progress(ProgressTerminal(flags.quiet));
   CallOptions call = flags.server.call();
   // One bar over the call and the writing.
@@ -222,6 +222,7 @@ void AddClipVerb(CLI::App& app, Action& chosen) {
       [flags](double number) { flags->clip.total_norm = number; },
       "The norm, after --pre-scale, where it is known: nothing is measured");
   flags->server.AddTo(verb);
+  flags->server.AddMessageBytesTo(verb);
   AddNormFlags(verb, flags->clip.norm);
   AddQuiet(verb, flags->quiet,
            "Print nothing but what --per-tensor and --json ask for, and no progress");

@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "client/command/output.h"
+#include "server/options/bytes.h"
 
 namespace gradclip {
 namespace {
@@ -37,6 +38,21 @@ void ServerFlags::AddTo(CLI::App& verb) {
   verb.add_flag("--json", json, "Print one JSON object");
 }
 
+void ServerFlags::AddMessageBytesTo(CLI::App& verb) {
+  verb.add_option("--message-bytes", message_bytes,
+                  "How much of the gradient goes into one message; servers have a limit")
+      ->type_name("SIZE")
+      ->capture_default_str()
+      ->check(BytesCheck());
+}
+
+ClientOptions ServerFlags::client() const {
+  ClientOptions options;
+  // AddMessageBytesTo() has checked it; what is out of range is for the client to say.
+  options.message_bytes = ParseBytes(message_bytes).value_or(0);
+  return options;
+}
+
 CallOptions ServerFlags::call() const {
   CallOptions options;
   // AddTo() has checked it.
@@ -51,6 +67,9 @@ absl::Status ServerFlags::Advise(const absl::Status& status) const {
   } else if (absl::IsDeadlineExceeded(status) && call().timeout < absl::InfiniteDuration() &&
              !absl::StrContains(status.message(), "--idle-timeout")) {  // the server's own
     advice = absl::StrCat("; --timeout gives it more than ", timeout);
+  } else if (absl::IsResourceExhausted(status) &&
+             absl::StrContains(status.message(), "--max-message-bytes")) {
+    advice = "; --message-bytes makes them smaller";
   } else if (absl::IsUnknown(status) || absl::IsUnimplemented(status)) {
     // What gRPC makes of an answer that no GradClip server gives.
     advice = "; check that it is a gradclip-server that listens there";
@@ -144,6 +163,16 @@ void AddCount(CLI::App& verb, const std::string& name, uint64_t& count,
       ->type_name("COUNT")
       ->default_str(absl::StrCat(count))
       ->check(check);
+}
+
+CLI::Validator BytesCheck() {
+  return CLI::Validator(
+      [](std::string& text) {
+        return ParseBytes(text).ok()
+                   ? std::string()
+                   : absl::StrCat("must be a size such as 65536, 64MiB or 1GiB, not ", text);
+      },
+      "");
 }
 
 CLI::Validator WordCheck(std::vector<std::string> words) {

@@ -16,14 +16,17 @@
 
 namespace gradclip {
 
-// --server, --timeout, --json.
+// --server, --timeout, --json and, for verbs that send gradients, --message-bytes.
 struct ServerFlags {
   std::string server = "127.0.0.1:50051";
   std::string timeout = "inf";  // how long a gradient takes depends on its size and the network
   bool json = false;
+  std::string message_bytes = "1MiB";
 
   void AddTo(CLI::App& verb);
+  void AddMessageBytesTo(CLI::App& verb);
   CallOptions call() const;
+  ClientOptions client() const;
 
   // The client's status with what to do about it.
   absl::Status Advise(const absl::Status& status) const;
@@ -62,6 +65,9 @@ CLI::Option* AddNumber(CLI::App& verb, const std::string& name, NumberRange rang
 
 // Adds a flag that takes a whole number from 1 to 10,000,000.
 void AddCount(CLI::App& verb, const std::string& name, uint64_t& count, const std::string& meaning);
+
+// For option->check(): bytes, as ParseBytes() reads them.
+CLI::Validator BytesCheck();
 
 // For option->check(): one of the words.
 CLI::Validator WordCheck(std::vector<std::string> words);

@@ -23,7 +23,7 @@ absl::Status Norm(const NormFlags& flags) {
   const absl::StatusOr<Gradient> gradient = Gradient::Read(flags.files);
   if (!gradient.ok()) return gradient.status();
 
-  Client client(flags.server.server);
+  Client client(flags.server.server, flags.server.client());
   Progress progress(ProgressTerminal(flags.quiet));
   CallOptions call = flags.server.call();
   call.progress = [&](uint64_t done, uint64_t total) { progress.Update(done, total); };
@@ -57,6 +57,7 @@ void AddNormVerb(CLI::App& app, Action& chosen) {
   const auto flags = std::make_shared<NormFlags>();
   AddFiles(verb, flags->files);
   flags->server.AddTo(verb);
+  flags->server.AddMessageBytesTo(verb);
   AddNormFlags(verb, flags->norm);
   AddQuiet(verb, flags->quiet,
            "Print the number alone, with what --per-tensor adds, and no progress");

@@ -36,6 +36,14 @@ absl::Status FromGrpc(const grpc::Status& status) {
         "the gradient was not sent: its memory can't be read; it was unmapped, or the file that is "
         "mapped there has become shorter");
   }
+  // gRPC's at the server, for a message of many times the limit.
+  if (status.error_code() == grpc::StatusCode::RESOURCE_EXHAUSTED &&
+      absl::StartsWith(status.error_message(), "Received message larger than max")) {
+    return absl::ResourceExhaustedError(absl::StrFormat(
+        "a message of ClientOptions::message_bytes is many times what the server takes "
+        "(--max-message-bytes there); it says: %s",
+        status.error_message()));
+  }
   // gRPC's for a connection that ended amid a call, sometimes, or on which nobody speaks gRPC.
   if (status.error_code() == grpc::StatusCode::UNKNOWN &&
       (absl::StartsWith(status.error_message(), "Stream removed") ||

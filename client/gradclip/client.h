@@ -116,7 +116,9 @@ struct CallOptions {
 };
 
 struct ClientOptions {
-  uint64_t message_bytes = uint64_t{1} << 20;  // of gradient in one message
+  // Of gradient in one message. A server refuses messages over its --max-message-bytes
+  // (RESOURCE_EXHAUSTED; ServerInfo says how much), by default 8 MiB.
+  uint64_t message_bytes = uint64_t{1} << 20;
   // How often a call that ended with UNAVAILABLE is tried again, with exponential back-off from
   // initial_backoff (jittered), where nothing in the caller's memory has been changed.
   int max_retries = 4;

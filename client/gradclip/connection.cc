@@ -27,9 +27,9 @@ grpc::ChannelArguments ChannelSettings(const std::string& authority) {
   settings.SetMaxReceiveMessageSize(-1);
   settings.SetMaxSendMessageSize(-1);
   settings.SetCompressionAlgorithm(GRPC_COMPRESS_NONE);
-  // A server that hangs while its host lives is found out in 80 s, where it hangs within two minutes
-  // of its last data: gRPC sends no more than two pings without any, and a server with default
-  // settings takes more for abuse. A host that is gone is found out by the socket.
+  // A server that hangs while its host lives is found out in 80 s, where it hangs within two
+  // minutes of its last data: gRPC sends no more than two pings without any, and a server with
+  // default settings takes more for abuse. A host that is gone is found out by the socket.
   settings.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 60000);
   settings.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20000);
   return settings;

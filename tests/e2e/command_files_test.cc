@@ -244,5 +244,19 @@ TEST_F(Command, LeavesTheOldFileWholeWhereItIsKilledWhileItWrites) {
   }
 }
 
+TEST_F(Command, SendsMessagesAsSmallAsTheServerWantsThem) {
+  ServerProcess server({"--max-message-bytes=64KiB"});
+  const std::string file = std::string(GRADCLIP_TEST_DATA) + "/gradients/step-060.safetensors";
+  for (const char* size : {"1MiB", "128KiB"}) {  // refused by gRPC, and by the server
+    Process refused("gradclip",
+                    {"norm", file, "--server", server.address(), "--message-bytes", size});
+    EXPECT_EQ(refused.Wait(), 1);
+    EXPECT_THAT(refused.err(), HasSubstr("--max-message-bytes"));
+    EXPECT_THAT(refused.err(), HasSubstr("; --message-bytes makes them smaller"));
+  }
+  Process norm("gradclip", {"norm", file, "--server", server.address(), "--message-bytes=60KiB"});
+  EXPECT_EQ(norm.Wait(), 0) << norm.err();
+}
+
 }  // namespace
 }  // namespace gradclip

@@ -79,6 +79,11 @@ TEST(ServerFlags, SayWhatToDoAboutAFailedCall) {
             "a: refused; --server names another one");
   EXPECT_EQ(flags.Advise(absl::DeadlineExceededError("a: late")).message(),
             "a: late; --timeout gives it more than 30s");
+  EXPECT_EQ(
+      flags.Advise(absl::ResourceExhaustedError("a: has 9; the limit is 8 (--max-message-bytes)"))
+          .message(),
+      "a: has 9; the limit is 8 (--max-message-bytes); --message-bytes makes them smaller");
+  EXPECT_EQ(flags.Advise(absl::ResourceExhaustedError("a: full")).message(), "a: full");
   EXPECT_EQ(flags.Advise(absl::UnknownError("a: odd")).message(),
             "a: odd; check that it is a gradclip-server that listens there");
   EXPECT_EQ(flags.Advise(absl::DataLossError("a: cut")).message(),
