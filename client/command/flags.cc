@@ -123,7 +123,7 @@ ReplyMode ParseReply(absl::string_view reply) {
 absl::StatusOr<double> ParseNumber(absl::string_view text, const NumberRange& range) {
   double number = 0;
   const bool reads = absl::SimpleAtod(text, &number);
-  if (reads && number == kInfinity && text.find_first_of("0123456789") != text.npos) {
+  if (reads && number == kInfinity && text.find_first_of("0123456789") != absl::string_view::npos) {
     return absl::InvalidArgumentError(absl::StrCat("must be ", range.rule, ", and ", text,
                                                    " is over the largest number, ",
                                                    NumberText(kLargest)));
@@ -135,7 +135,7 @@ absl::StatusOr<double> ParseNumber(absl::string_view text, const NumberRange& ra
   return absl::InvalidArgumentError(absl::StrCat("must be ", range.rule, ", not ", text));
 }
 
-CLI::Option* AddNumber(CLI::App& verb, const std::string& name, NumberRange range,
+CLI::Option* AddNumber(CLI::App& verb, const std::string& name, const NumberRange& range,
                        std::function<void(double number)> set, const std::string& meaning) {
   const auto check = [range](const std::string& text) {
     return std::string(ParseNumber(text, range).status().message());

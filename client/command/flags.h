@@ -60,7 +60,7 @@ absl::StatusOr<double> ParseNumber(absl::string_view text, const NumberRange& ra
 
 // Adds a flag that takes a number. What is set is what ParseNumber() made of the text: the flag
 // library's own conversion rounds twice, by way of long double, and makes infinity of 1e400.
-CLI::Option* AddNumber(CLI::App& verb, const std::string& name, NumberRange range,
+CLI::Option* AddNumber(CLI::App& verb, const std::string& name, const NumberRange& range,
                        std::function<void(double number)> set, const std::string& meaning);
 
 // Adds a flag that takes a whole number from 1 to 10,000,000.

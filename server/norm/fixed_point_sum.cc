@@ -32,7 +32,7 @@ void FixedPointSum::Add(double value, int exponent) {
     place = 0;
     if (mantissa == 0) return;
   }
-  if (place + static_cast<int>(std::bit_width(mantissa)) > 32 * kDigits) {
+  if (place + static_cast<int>(std::bit_width(mantissa)) > int64_t{32} * kDigits) {
     Saturate(State::kInfinite);
     return;
   }

@@ -90,14 +90,14 @@ void ClipGradNormCall::WriteNextPassed() {
   Write(std::move(message));
 }
 
-void ClipGradNormCall::Write(grpc::ByteBuffer message) {
-  outgoing_ = std::move(message);
+void ClipGradNormCall::Write(grpc::ByteBuffer&& message) {
+  outgoing_.Swap(&message);
   BeforeWaiting(Waiting::kForReader);
   StartWrite(&outgoing_);
 }
 
-void ClipGradNormCall::WriteLast(grpc::ByteBuffer message) {
-  outgoing_ = std::move(message);
+void ClipGradNormCall::WriteLast(grpc::ByteBuffer&& message) {
+  outgoing_.Swap(&message);
   NoteEndsWell();
   BeforeWaiting(Waiting::kForReader);
   StartWriteAndFinish(&outgoing_, grpc::WriteOptions(), grpc::Status::OK);

@@ -36,8 +36,9 @@ class ClipGradNormCall final : public grpc::ServerBidiReactor<grpc::ByteBuffer, 
   void Answer() override;
 
   grpc::ByteBuffer ResultMessage() const;
-  void Write(grpc::ByteBuffer message);
-  void WriteLast(grpc::ByteBuffer message);
+  // (A ByteBuffer that is assigned is copied, slice by slice; these swap.)
+  void Write(grpc::ByteBuffer&& message);
+  void WriteLast(grpc::ByteBuffer&& message);
   void SegmentMayGo();
   void WriteNextPassed();
 

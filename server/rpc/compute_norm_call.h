@@ -36,7 +36,8 @@ class ComputeNormCall final : public grpc::ServerReadReactor<grpc::ByteBuffer>, 
   void Answer() override {
     v1::ComputeNormResponse response;
     *response.mutable_norm() = session_.result().norm();
-    *response_ = Serialize(response);
+    grpc::ByteBuffer message = Serialize(response);
+    response_->Swap(&message);
     End(absl::OkStatus());
   }
 

@@ -49,11 +49,11 @@ class Latency {
       if (!compared.ok()) return compared;
     }
     // What of it gRPC itself takes for the same messages, answered with a small one.
-    const auto clip = gradient.Messages(gradient.ClipStart(v1::REPLY_COEFFICIENT, kClips),
-                                        kMessageBytes);
-    absl::Status sunk = Add(absl::StrCat(what, ", the same messages to a raw sink"), std::nullopt, [&] {
-      return TimeOf([&] { return raw_.Call(kComputeNorm, clip, 1); });
-    });
+    const auto clip =
+        gradient.Messages(gradient.ClipStart(v1::REPLY_COEFFICIENT, kClips), kMessageBytes);
+    absl::Status sunk =
+        Add(absl::StrCat(what, ", the same messages to a raw sink"), std::nullopt,
+            [&] { return TimeOf([&] { return raw_.Call(kComputeNorm, clip, 1); }); });
     if (!sunk.ok()) return sunk;
     ClippingClient client(transport_.ours, gradient.tensors());
     return Add(absl::StrCat(what, ", gradclip::Client"), goal,

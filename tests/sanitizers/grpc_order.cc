@@ -10,8 +10,8 @@
 // whoever gets its tag back; OnDone and OnCancel come after the reactions that they wait for), then
 // call the real ones, or do on a thread that ThreadSanitizer sees what gRPC does on its executor's.
 //
-// Consequence: no suppressions for code of ours. planted_race.cc shows that real races are seen, and its guarded
-// twin that nothing else is reported.
+// Consequence: no suppressions for code of ours. planted_race.cc shows that real races are seen,
+// and its guarded twin that nothing else is reported.
 #include <dlfcn.h>
 #include <grpc/grpc.h>
 #include <grpcpp/support/server_callback.h>
