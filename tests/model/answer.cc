@@ -88,16 +88,13 @@ long double PlainNorm(const std::vector<double>& values, double p) {
 
 NormRange RangeOf(const std::vector<double>& values, const v1::NormOptions& options) {
   const double p = NormType(options);
-  const double pre_scale = PreScale(options);
   const bool exact_p = p == 1 || p == 2 || std::isinf(p);
   const long double tolerance = exact_p ? 1e-12L : 1e-12L / std::min<long double>(1, p);
-  const long double norm = PlainNorm(values, p);
+  const long double norm = PlainNorm(values, p) * PreScale(options);
   if (std::isinf(norm)) return {kInfinity, kInfinity};
-  // pre_scale multiplies what was rounded to double, and rounding keeps the order of numbers.
   const auto low = static_cast<double>(norm * std::max(1 - tolerance, 0.0L));
   const auto high = static_cast<double>(norm * (1 + tolerance));
-  return {std::nextafter(low, 0.0) * pre_scale,
-          norm == 0 ? 0 : std::nextafter(high, kInfinity) * pre_scale};
+  return {std::nextafter(low, 0.0), norm == 0 ? 0 : std::nextafter(high, kInfinity)};
 }
 
 // min(1, max_norm / (total_norm + epsilon)).
