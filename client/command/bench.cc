@@ -111,8 +111,9 @@ absl::StatusOr<Measured> Measure(const BenchFlags& flags, std::span<const Tensor
     if (!answer.ok()) return flags.server.Advise(answer.status());
     if (round > 0) measured.seconds.push_back(absl::ToDoubleSeconds(absl::Now() - start));
     measured.answer = *answer;
-    // Every counted round clips, by a little: after thousands the numbers are still normal.
-    options.max_norm = 0.999 * answer->norm.total_norm;
+    // Every counted round clips, by a little: after thousands the numbers are still normal. (What
+    // was clipped has the norm that was the limit.)
+    options.max_norm = 0.999 * std::min(options.max_norm, answer->norm.total_norm);
   }
   std::sort(measured.seconds.begin(), measured.seconds.end());
   return measured;

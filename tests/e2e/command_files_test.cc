@@ -175,6 +175,18 @@ TEST_F(Command, MeasuresTheServersSpeed) {
   const Ran people = Run({"bench", "--bytes", "64KiB", "--rounds", "1"});
   EXPECT_THAT(people.out, HasSubstr("of gradient, median"));
   EXPECT_GT(std::stod(Run({"bench", "--bytes", "64KiB", "--rounds", "1", "-q"}).out), 0);
+
+  // In each of the six runs one call learns the norm, and all that are counted clip.
+  server_.process().Signal(SIGTERM);
+  ASSERT_EQ(server_.process().Wait(), 0);
+  std::istringstream log(server_.process().err());
+  int learn = 0, clip = 0;
+  for (std::string line; std::getline(log, line);) {
+    if (line.find("ClipGradNorm") == std::string::npos) continue;
+    ++(line.find(", coefficient 1,") == std::string::npos ? clip : learn);
+  }
+  EXPECT_EQ(learn, 6);
+  EXPECT_EQ(clip, 4 * 2 + 1 + 1);
 }
 
 TEST_F(Command, TellsPeopleAboutTheServer) {
