@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <csignal>
+#include <cstdio>
 #include <cstdlib>
 
 #include "tests/e2e/command_fixture.h"
@@ -31,6 +32,10 @@ class Terminal {
     winsize size = {};
     size.ws_col = columns;
     pid_ = forkpty(&terminal_, nullptr, nullptr, columns > 0 ? &size : nullptr);
+    if (pid_ < 0) {
+      std::perror("this system gives no terminal (is /dev/pts mounted?)");
+      std::abort();
+    }
     if (pid_ == 0) {
       execv(path.c_str(), argv.data());
       _exit(127);
