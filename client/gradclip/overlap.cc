@@ -44,8 +44,7 @@ absl::Status CheckOverlap(std::span<const Tensor> tensors) {
   const auto [first, second] = std::minmax(overlap->tensor, (overlap + 1)->tensor);
   return absl::InvalidArgumentError(absl::StrFormat(
       "tensors %s and %s overlap in memory, where elements would be clipped twice: list such "
-      "memory "
-      "once (replica is for copies that have memory of their own)",
+      "memory once (replica is for copies that have memory of their own)",
       DescribeTensor(tensors[first], first), DescribeTensor(tensors[second], second)));
 }
 

@@ -61,15 +61,17 @@ void Watchdog::Run(absl::Duration interval, absl::Duration chore_interval,
       if (stop_) return;
       posted.swap(posted_);
       now = std::chrono::steady_clock::now();
-      for (const auto& [key, watched] : watched_) {
-        if (now >= next_look && watched->ShouldExpire(now)) expired.push_back(watched);
+      if (now >= next_look) {  // else it was woken for what is posted
+        next_look = now + look_every;
+        for (const auto& [key, watched] : watched_) {
+          if (watched->ShouldExpire(now)) expired.push_back(watched);
+        }
       }
     }
     for (const auto& work : posted) work();
     posted.clear();
     for (const auto& watched : expired) watched->Expire();
     expired.clear();
-    if (now >= next_look) next_look = now + look_every;
     if (now >= next_chore) {
       chore();
       next_chore = now + do_every;
