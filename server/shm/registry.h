@@ -1,0 +1,49 @@
+// All regions that the server has, by token, and the limits of how many there may be. Thread-safe.
+#ifndef GRADCLIP_SERVER_SHM_REGISTRY_H_
+#define GRADCLIP_SERVER_SHM_REGISTRY_H_
+
+#include <sys/types.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+
+#include "absl/status/statusor.h"
+#include "server/memory/budget.h"
+#include "server/shm/region.h"
+#include "server/shm/registration.h"
+
+namespace gradclip {
+
+struct RegionLimits {
+  uint64_t max_regions = 1024;            // --max-regions
+  uint64_t max_regions_per_peer = 256;    // --max-regions-per-peer; a peer is a user id
+  uint64_t max_shared_bytes = 0;          // --max-shared-bytes, of all regions together
+  uint64_t max_shared_bytes_per_peer = 0; // --max-shared-bytes-per-peer
+};
+
+class RegionRegistry {
+ public:
+  // Regions are charged to `budget` for as long as they are mapped; it must outlive them.
+  RegionRegistry(const RegionLimits& limits, MemoryBudget& budget);
+
+  // Maps `memfd` for the user `uid`. Errors: Region::Map()'s; RESOURCE_EXHAUSTED over a limit or
+  // the budget, naming the numbers and the flag.
+  absl::StatusOr<RegionToken> Register(uid_t uid, int memfd, uint64_t length, bool read_only);
+
+  // The region stays mapped until the last call that holds it has let go. No effect where it is not
+  // there.
+  void Forget(const RegionToken& token);
+
+  // Null where no region has that token.
+  std::shared_ptr<Region> Find(const RegionToken& token) const;
+
+  uint64_t regions() const;  // that can be found
+  uint64_t bytes() const;    // mapped, those forgotten but still in use included
+};
+
+}  // namespace gradclip
+
+#endif  // GRADCLIP_SERVER_SHM_REGISTRY_H_
