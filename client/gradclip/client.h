@@ -7,7 +7,8 @@
 //   options.max_norm = 1.0;
 //   absl::StatusOr<gradclip::ClipAnswer> answer = client.Clip(gradient, options);
 //
-// Client is thread-safe; calls may run at once. Everything else is a value type.
+// Client is thread-safe; calls may run at once. Everything else is a value type. A gradient on the
+// server's own host need not move at all: see SharedGradient in shared_gradient.h.
 #ifndef GRADCLIP_CLIENT_H_
 #define GRADCLIP_CLIENT_H_
 
@@ -53,7 +54,8 @@ enum class ReplyMode {
   kCoefficient,
   kGradient,           // the server sends all bytes back
   kGradientIfChanged,  // the server sends them back where clipping changes something
-  // kCoefficient, or where total_norm is given kGradientIfChanged.
+  // kCoefficient, or where total_norm is given kGradientIfChanged. (SharedGradient has a choice of
+  // its own.)
   kFastest,
 };
 
@@ -88,7 +90,7 @@ struct ClipAnswer {
   double coefficient = 1;
   bool clipped = false;
   bool skipped = false;
-  bool gradient_follows = false;  // the server sent the gradient's bytes back
+  bool gradient_follows = false;  // the server clips: bytes came back, or it wrote shared memory
 };
 
 struct BackendInfo {
@@ -163,6 +165,7 @@ class Client {
   absl::Status CheckHealth(const CallOptions& call = {});
 
  private:
+  friend class SharedGradient;
   const std::unique_ptr<ClientCore> core_;
 };
 
