@@ -30,6 +30,7 @@ class ClientCore {
   // most `retries` times. Errors name the server.
   absl::Status Try(absl::Time deadline, int retries, Attempt attempt);
 
+  const std::string& address() const { return connections_.address(); }
   const ClientOptions& options() const { return options_; }
   StartCache& starts() { return starts_; }
 

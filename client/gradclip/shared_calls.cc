@@ -1,6 +1,7 @@
 #include "client/gradclip/shared_calls.h"
 
 #include <cstdio>
+#include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -115,14 +116,11 @@ absl::Status SharedCalls::Share(absl::Time deadline, const CallOptions& call, bo
 
 absl::Status SharedCalls::FallBack() {
   refusal_ = region_.refusal();
-  if (options_.require_shared) {
-    return absl::Status(refusal_.code(),
-                        absl::StrCat("the server can't share memory, and require_shared is set: ",
-                                     refusal_.message()));
-  }
+  const std::string why =
+      absl::StrCat("server ", core_.address(), " can't share memory: ", refusal_.message());
+  if (options_.require_shared) return absl::Status(refusal_.code(), why);
   if (!std::exchange(warned_, true)) {
-    const std::string message = absl::StrCat(
-        "the gradient is streamed, for the server can't share memory: ", refusal_.message());
+    const std::string message = absl::StrCat("the gradient is streamed: ", why);
     if (options_.warn) {
       options_.warn(message);
     } else {
