@@ -75,7 +75,7 @@ GRADCLIP_OUT_OF_LINE void GradientNorm::AddInDefaultEnvironment(const std::byte*
   taken_ += count;
   if (per_tensor_) {
     const ElementCounts counts = backend_.Count(dtype_, elements, count);
-    Record(counts, flat_index);
+    Record(counts.nonfinite, counts.first_nonfinite, flat_index);
     summary_.zeros += counts.zeros;
   }
   switch (way_) {
@@ -93,17 +93,26 @@ GRADCLIP_OUT_OF_LINE void GradientNorm::AddInDefaultEnvironment(const std::byte*
   }
 }
 
-void GradientNorm::Record(const ElementCounts& counts, uint64_t flat_index) {
-  if (summary_.nonfinite == 0 && counts.nonfinite != 0) {
-    summary_.first_nonfinite = flat_index + counts.first_nonfinite;
+void GradientNorm::AddBlocks(const NormPartial& sum, const TensorSummary& found, uint64_t count) {
+  Record(found.nonfinite, found.first_nonfinite, taken_);
+  summary_.zeros += found.zeros;
+  tensor_.Merge(sum);
+  taken_ += count;
+}
+
+void GradientNorm::Record(uint64_t nonfinite, uint64_t first_nonfinite, uint64_t flat_index) {
+  if (summary_.nonfinite == 0 && nonfinite != 0) {
+    summary_.first_nonfinite = flat_index + first_nonfinite;
   }
-  summary_.nonfinite += counts.nonfinite;
+  summary_.nonfinite += nonfinite;
 }
 
 // For elements that turned a sum. Only with per_tensor are all elements counted, and then already:
 // that costs a quarter to a half of the speed.
 void GradientNorm::CountNonfinite(const std::byte* elements, size_t count, uint64_t flat_index) {
-  if (!per_tensor_) Record(backend_.Count(dtype_, elements, count), flat_index);
+  if (per_tensor_) return;
+  const ElementCounts counts = backend_.Count(dtype_, elements, count);
+  Record(counts.nonfinite, counts.first_nonfinite, flat_index);
 }
 
 void GradientNorm::AddToLanes(const std::byte* elements, size_t count, uint64_t flat_index) {
@@ -177,7 +186,7 @@ void GradientNorm::EndBlockOfSums(const std::byte* elements, size_t count, uint6
                      root * kRescaleExponent);
       return;
     }
-    if (!per_tensor_) Record(counts, flat_index);
+    if (!per_tensor_) Record(counts.nonfinite, counts.first_nonfinite, flat_index);
   } else if (root == 2 && sum < kSmallestSafeSquares) {
     tensor_.AddSum(RescaledSumOfBlock(elements, count, kRescaleFactor), -root * kRescaleExponent);
     return;

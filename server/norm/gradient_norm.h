@@ -32,7 +32,14 @@ class GradientNorm {
   void BeginTensor(DType dtype, bool counted);
   // Its next elements; any number of runs of any length, any alignment.
   void Add(const std::byte* elements, size_t count);
+  // Its next `count` elements, measured elsewhere: `sum` and what was found among them. REQUIRES:
+  // they begin with a block, and end with one or with the tensor; the same norm_type, per_tensor.
+  void AddBlocks(const NormPartial& sum, const TensorSummary& found, uint64_t count);
   TensorSummary EndTensor();
+
+  // Whole tensors that were measured elsewhere, between two of this one's own. REQUIRES: the same
+  // norm_type.
+  void AddTensors(const NormPartial& sum) { total_.Merge(sum); }
 
   // Over all counted tensors that have ended; the factor is not in it.
   const NormPartial& total() const { return total_; }
@@ -58,7 +65,7 @@ class GradientNorm {
   double SumOfBlock(const std::byte* elements, size_t count);
   double RescaledSumOfBlock(const std::byte* elements, size_t count, double factor);
   void CountNonfinite(const std::byte* elements, size_t count, uint64_t flat_index);
-  void Record(const ElementCounts& counts, uint64_t flat_index);
+  void Record(uint64_t nonfinite, uint64_t first_nonfinite, uint64_t flat_index);
   LaneTerm term() const;
   std::byte* block();
 

@@ -127,6 +127,7 @@ std::string FormatCall(LogFormat format, absl::Time time, const CallRecord& call
     line["peer"] = call.peer;
     line["bytes_in"] = call.bytes_in;
     line["bytes_out"] = call.bytes_out;
+    line["shared_bytes"] = call.shared_bytes;
     line["tensors"] = call.tensors;
     if (call.norm.has_value()) line["norm"] = JsonNumber(*call.norm);
     if (call.coefficient.has_value()) line["coefficient"] = JsonNumber(*call.coefficient);
@@ -137,10 +138,11 @@ std::string FormatCall(LogFormat format, absl::Time time, const CallRecord& call
     return Dump(line);
   }
 
-  std::string line =
-      absl::StrCat(TextStart(LogLevel::kInfo, time), "call ", call.call_id, " ", View(call.rpc),
-                   " ", absl::Utf8SafeCEscape(call.peer), " ", call.bytes_in, " B in, ",
-                   call.bytes_out, " B out, ", call.tensors, " tensors, ");
+  std::string line = absl::StrCat(TextStart(LogLevel::kInfo, time), "call ", call.call_id, " ",
+                                  View(call.rpc), " ", absl::Utf8SafeCEscape(call.peer), " ",
+                                  call.bytes_in, " B in, ", call.bytes_out, " B out, ");
+  if (call.shared_bytes > 0) absl::StrAppend(&line, call.shared_bytes, " B shared, ");
+  absl::StrAppend(&line, call.tensors, " tensors, ");
   if (call.norm.has_value()) absl::StrAppend(&line, "norm ", TextNumber(*call.norm), ", ");
   if (call.coefficient.has_value()) {
     absl::StrAppend(&line, "coefficient ", TextNumber(*call.coefficient), ", ");

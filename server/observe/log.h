@@ -54,8 +54,9 @@ struct CallRecord {
   uint64_t call_id = 0;
   std::string peer;                   // as gRPC names it: "ipv4:127.0.0.1:5123"
   std::string_view rpc;               // "ClipGradNorm"
-  uint64_t bytes_in = 0;              // gradient bytes
+  uint64_t bytes_in = 0;              // gradient bytes received
   uint64_t bytes_out = 0;             // the same, sent back
+  uint64_t shared_bytes = 0;          // the same, in shared memory
   uint64_t tensors = 0;               // declared
   std::optional<double> norm;         // total norm, where one was found
   std::optional<double> coefficient;  // where one was found

@@ -78,6 +78,28 @@ absl::Status SetBackend(absl::string_view text, Options& options) {
   return absl::OkStatus();
 }
 
+// sockaddr_un has room for this many bytes of path.
+constexpr size_t kLongestSocketPath = 107;
+
+absl::Status SetMemorySocket(absl::string_view text, Options& options) {
+  if (!absl::StartsWith(text, "/") || text.size() > kLongestSocketPath) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("an absolute path of at most ", kLongestSocketPath,
+                     " bytes, as clients in other folders are told it"));
+  }
+  options.memory_socket = std::string(text);
+  return absl::OkStatus();
+}
+
+absl::Status AddMemorySocketUid(absl::string_view text, Options& options) {
+  uint32_t uid;
+  if (!absl::SimpleAtoi(text, &uid) || uid == std::numeric_limits<uint32_t>::max()) {
+    return absl::InvalidArgumentError("a user's number, as id -u prints it");
+  }
+  options.memory_socket_uids.push_back(uid);
+  return absl::OkStatus();
+}
+
 bool IsPort(absl::string_view text) {
   uint32_t port;
   return text.find_first_not_of("0123456789") == absl::string_view::npos &&
@@ -87,11 +109,10 @@ bool IsPort(absl::string_view text) {
 absl::Status AddListen(absl::string_view text, Options& options) {
   absl::string_view rest = text;
   if (absl::ConsumePrefix(&rest, "unix:")) {
-    absl::ConsumePrefix(&rest, "//");     // unix:///PATH is the same as unix:/PATH
-    constexpr size_t kLongestPath = 107;  // of sockaddr_un
-    if (rest.empty() || rest.size() > kLongestPath) {
+    absl::ConsumePrefix(&rest, "//");  // unix:///PATH is the same as unix:/PATH
+    if (rest.empty() || rest.size() > kLongestSocketPath) {
       return absl::InvalidArgumentError(
-          absl::StrCat("unix:PATH with a path of 1 to ", kLongestPath, " bytes"));
+          absl::StrCat("unix:PATH with a path of 1 to ", kLongestSocketPath, " bytes"));
     }
   } else {
     const size_t colon = rest.rfind(':');
@@ -138,6 +159,29 @@ const std::vector<Flag>& AllFlags() {
        CountBetween(&Options::max_tensors, 1, uint64_t{1} << 24)},
       {"max-dimensions", "COUNT", "Most dimensions of one tensor, 1 to 1024.", "64", false,
        CountBetween(&Options::max_dimensions, 1, 1024)},
+      {"memory-socket", "PATH",
+       "Unix socket where processes of this machine register memory, so that no gradient byte has\n"
+       "to be sent; an absolute path. Registered memory counts against the memory budget.",
+       "none: no shared memory", false, SetMemorySocket},
+      {"memory-socket-uids", "UID",
+       "Users who may register memory, by number. May be given several times.",
+       "the user that the server runs as", true, AddMemorySocketUid},
+      {"max-regions", "COUNT", "Most regions of registered memory, 1 to 4096.", "1024", false,
+       CountBetween(&Options::max_regions, 1, 4096)},
+      {"max-regions-per-peer", "COUNT", "The same for one user, 1 to 4096.", "256", false,
+       CountBetween(&Options::max_regions_per_peer, 1, 4096)},
+      {"max-shared-bytes", "BYTES", "Most bytes of registered memory.", "the memory budget", false,
+       BytesBetween(&Options::max_shared_bytes, 1, kNoMaximum)},
+      {"max-shared-bytes-per-peer", "BYTES", "The same for one user.", "the memory budget", false,
+       BytesBetween(&Options::max_shared_bytes_per_peer, 1, kNoMaximum)},
+      {"max-pending-registrations", "COUNT",
+       "Most connections to the memory socket that have registered nothing yet, 1 to 4096.", "64",
+       false, CountBetween(&Options::max_pending_registrations, 1, 4096)},
+      {"max-ranges", "COUNT", "Most ranges of registered memory in one call, 1 to 16777216.",
+       "131072", false, CountBetween(&Options::max_ranges, 1, uint64_t{1} << 24)},
+      {"compute-threads", "COUNT", "Threads that measure and scale registered memory, 1 to 1024.",
+       "one for each processor that the server may use", false,
+       CountBetween(&Options::compute_threads, 1, 1024)},
       {"admission-timeout", "DURATION",
        "How long a call waits for memory of the budget before it is refused; 0 for not at all.",
        "30s", false, DurationFrom(&Options::admission_timeout, absl::ZeroDuration())},

@@ -196,6 +196,10 @@ absl::StatusOr<Options> ParseOptions(int argc, const char* const* argv,
                    absl::StrCat("at most the memory budget, ", FormatBytes(options.memory_budget),
                                 " (--memory-budget)"));
   }
+  if (options.max_shared_bytes == 0) options.max_shared_bytes = options.memory_budget;
+  if (options.max_shared_bytes_per_peer == 0) {
+    options.max_shared_bytes_per_peer = options.max_shared_bytes;
+  }
   return options;
 }
 

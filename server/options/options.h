@@ -4,6 +4,8 @@
 #ifndef GRADCLIP_SERVER_OPTIONS_OPTIONS_H_
 #define GRADCLIP_SERVER_OPTIONS_OPTIONS_H_
 
+#include <sys/types.h>
+
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -39,6 +41,28 @@ struct Options {
 
   // Dimensions of one tensor; 1 .. 1024.
   uint64_t max_dimensions = 64;
+
+  // Path of the unix socket for registering memory; empty: none.
+  std::string memory_socket;
+
+  // User ids that may register memory; empty: the server's own alone.
+  std::vector<uid_t> memory_socket_uids;
+
+  // Regions of registered memory, their bytes, and both of one user; > 0. Default of the bytes:
+  // memory_budget, which they are charged to.
+  uint64_t max_regions = 1024;
+  uint64_t max_regions_per_peer = 256;
+  uint64_t max_shared_bytes = 0;
+  uint64_t max_shared_bytes_per_peer = 0;
+
+  // Connections to the memory socket that have registered nothing yet; > 0.
+  uint64_t max_pending_registrations = 64;
+
+  // Ranges of shared memory of one call; 1 .. 2^24.
+  uint64_t max_ranges = 131072;
+
+  // Threads that measure and scale shared memory; 0: one for each processor.
+  uint64_t compute_threads = 0;
 
   // How long a call waits for memory of the budget; 0: not at all.
   absl::Duration admission_timeout = absl::Seconds(30);

@@ -14,6 +14,9 @@ namespace {
 // Measuring less takes less time than waking another thread for the next message.
 constexpr size_t kLeastToReadAhead = size_t{64} << 10;
 
+// Work of less shared memory takes less time than waking the pool's threads.
+constexpr uint64_t kLeastForPool = uint64_t{256} << 10;
+
 // What callers are advised to send.
 constexpr uint64_t kUsualMessageBytes = uint64_t{1} << 20;
 
@@ -30,7 +33,11 @@ absl::Status Call::CallerLeft() {
 
 Call::Call(Environment& environment, grpc::CallbackServerContext* context, std::string_view rpc)
     : environment_(environment),
-      session_(environment.max_call_bytes, environment.backend, environment.memory->arenas),
+      session_({.backend = environment.backend,
+                .arenas = environment.memory->arenas,
+                .max_call_bytes = environment.max_call_bytes,
+                .regions = environment.regions,
+                .max_ranges = environment.max_ranges}),
       context_(context),
       rpc_(rpc),
       id_(environment.next_call_id.fetch_add(1, std::memory_order_relaxed)),
@@ -85,7 +92,8 @@ bool Call::TakeRead(bool ok) {
   } else if (context_->IsCancelled()) {
     End(CallerLeft());
   } else {
-    Answer();
+    session_.ScaleShared();
+    RunWork(&Call::Answer);
   }
   return false;
 }
@@ -137,6 +145,7 @@ bool Call::TakeData(const Pieces& pieces) {
     End(std::move(may));
     return false;
   }
+  if (AwaitsAdmission()) return false;
   if (session_.passes_through() || bytes < kLeastToReadAhead) {
     TakeAlone(pieces);
     return false;
@@ -164,10 +173,45 @@ bool Call::Measure(const Pieces& pieces) {
   return true;
 }
 
+bool Call::AwaitsAdmission() {
+  if (session_.bytes_to_keep() == 0) return false;
+  if (absl::Status may = session_.CheckBytesToKeep(); !may.ok()) {
+    End(std::move(may));
+  } else {
+    message_waits_ = true;
+    Admit();
+  }
+  return true;
+}
+
+void Call::TakeShared(const v1::SharedRanges& ranges) {
+  if (absl::Status taken = session_.Shared(ranges); !taken.ok()) return End(std::move(taken));
+  RunWork(&Call::Read);
+}
+
+void Call::RunWork(void (Call::*then)()) {
+  const size_t tasks = session_.work_tasks();
+  if (tasks <= 1 || session_.work_bytes() < kLeastForPool) {
+    for (size_t task = 0; task < tasks; ++task) session_.RunTask(task);
+    return FinishWork(then);
+  }
+  const std::shared_ptr<Call> self = shared_from_this();
+  environment_.pool.Run(
+      tasks, [self](size_t task) { self->session_.RunTask(task); },
+      [self, then] { self->FinishWork(then); });
+}
+
+void Call::FinishWork(void (Call::*then)()) {
+  if (absl::Status finished = session_.FinishWork(); !finished.ok()) {
+    return End(std::move(finished));
+  }
+  (this->*then)();
+}
+
 void Call::Admit() {
   MemoryBudget& budget = environment_.memory->gradients;
   const uint64_t bytes =
-      std::min(ArenaBuffer::Footprint(session_.spec().bytes_to_keep()), budget.total_bytes());
+      std::min(ArenaBuffer::Footprint(session_.bytes_to_keep()), budget.total_bytes());
   if (bytes == 0) return OnAdmitted();
   MemoryBudget::Reservation free;
   if (budget.TryReserve(bytes, &free)) return Keep(std::move(free));
@@ -198,9 +242,12 @@ void Call::OnGranted(MemoryBudget::Reservation reservation) {
 }
 
 void Call::Keep(MemoryBudget::Reservation reservation) {
+  session_.PrepareToKeep();
   kept_ = std::make_shared<Kept>(
       Kept{environment_.memory, std::move(reservation), session_.gradient()});
-  OnAdmitted();
+  if (!std::exchange(message_waits_, false)) return OnAdmitted();
+  for (bool ok = true, again = TakeMessage(); again && NextHasCome(&ok); again = TakeRead(ok)) {
+  }
 }
 
 bool Call::LeaveQueue() {
@@ -217,6 +264,7 @@ void Call::OnCancelled() {
     const std::lock_guard lock(mutex_);
     cancelled_ = true;
   }
+  session_.Abandon();
   // Otherwise an operation is outstanding, and its failure ends the call.
   if (LeaveQueue()) End(CallerLeft());
 }
@@ -261,7 +309,7 @@ absl::Status Call::ExpiryReason() const {
           "waited %s (--admission-timeout) for %d bytes of memory; other calls hold %d of the %d "
           "there are (--memory-budget). Try later, or use reply REPLY_COEFFICIENT, which needs "
           "none",
-          absl::FormatDuration(environment_.admission_timeout), session_.spec().bytes_to_keep(),
+          absl::FormatDuration(environment_.admission_timeout), session_.bytes_to_keep(),
           budget.used_bytes(), budget.total_bytes()));
     }
     case Waiting::kForReader:
@@ -348,7 +396,8 @@ void Call::OnEnded() {
   record.call_id = id_;
   record.peer = peer_;
   record.rpc = rpc_;
-  record.bytes_in = session_.received_bytes();
+  record.bytes_in = session_.received_bytes() - session_.shared_bytes();
+  record.shared_bytes = session_.shared_bytes();
   record.bytes_out = bytes_out_;
   record.milliseconds =
       absl::ToDoubleMilliseconds(absl::FromChrono(std::chrono::steady_clock::now() - begin_));

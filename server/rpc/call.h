@@ -115,6 +115,13 @@ class Call : public Watched, public std::enable_shared_from_this<Call> {
   void TakeAlone(const Pieces& pieces);  // and read on afterwards
   bool Measure(const Pieces& pieces);    // false where that ended the call
 
+  // Where data has come that must be kept, waits for memory and takes the message again then.
+  bool AwaitsAdmission();
+  void TakeShared(const v1::SharedRanges& ranges);
+  // Runs the session's work, here or in the pool, and goes on with `then`.
+  void RunWork(void (Call::*then)());
+  void FinishWork(void (Call::*then)());
+
   void Admit();
   void OnGranted(MemoryBudget::Reservation reservation);
   void Keep(MemoryBudget::Reservation reservation);
@@ -130,7 +137,8 @@ class Call : public Watched, public std::enable_shared_from_this<Call> {
 
   grpc::ByteBuffer incoming_;
   MemoryBudget::Reservation declarations_;
-  bool ended_short_ = false;  // the requests ended before they were complete
+  bool message_waits_ = false;  // incoming_ is to be taken once there is memory
+  bool ended_short_ = false;    // the requests ended before they were complete
 
   std::mutex mutex_;
   // Guarded by mutex_.
@@ -162,12 +170,15 @@ void Call::ParseAndTake(const std::string& serialised, MemoryBudget::Reservation
         return End(std::move(started));
       }
       if (first) declarations_ = std::move(declarations);
-      return Admit();
+      // With shared memory only data that does come is kept.
+      return environment_.regions == nullptr ? Admit() : OnAdmitted();
     }
     case Request::kData:
+      if (AwaitsAdmission()) return;
       return TakeAlone({std::as_bytes(std::span(request.data()))});
     case Request::kShared:
-      return End(session_.Shared());
+      declarations_.Absorb(std::move(declarations));
+      return TakeShared(request.shared());
     case Request::PAYLOAD_NOT_SET:
       return End(session_.NoPayload());
   }

@@ -11,6 +11,8 @@
 #include "server/memory/arena.h"
 #include "server/memory/budget.h"
 #include "server/observe/log.h"
+#include "server/pool/worker_pool.h"
+#include "server/shm/registry.h"
 #include "server/wire/message.h"
 
 namespace gradclip {
@@ -33,9 +35,12 @@ struct Environment {
   const std::shared_ptr<Memory> memory;
   Log& log;
   Watchdog& watchdog;
+  WorkerPool& pool;
+  const RegionRegistry* regions = nullptr;  // null where there is no memory socket
 
   uint64_t max_message_bytes = 0;  // --max-message-bytes
   uint64_t max_call_bytes = 0;     // --max-call-bytes
+  uint64_t max_ranges = 0;         // --max-ranges
   DeclarationLimits declaration_limits;
   absl::Duration admission_timeout;  // --admission-timeout
   absl::Duration idle_timeout;       // --idle-timeout

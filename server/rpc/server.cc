@@ -2,6 +2,7 @@
 
 #include <grpc/grpc.h>
 #include <grpcpp/health_check_service_interface.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -58,6 +59,7 @@ v1::GetServerInfoResponse DescribeServer(const Options& options, const Backend& 
   info.set_max_call_bytes(options.max_call_bytes);
   info.set_memory_budget_bytes(options.memory_budget);
   info.set_max_tensors(options.max_tensors);
+  info.set_memory_socket(options.memory_socket);
   info.set_instance(RandomInstance());
   return info;
 }
@@ -83,6 +85,12 @@ Server::Server(const Options& options, std::unique_ptr<Backend> backend, Log& lo
       log_(log),
       memory_(std::make_shared<Memory>(options.memory_budget,
                                        DeclarationBudget(options.memory_budget))),
+      regions_({.max_regions = options.max_regions,
+                .max_regions_per_peer = options.max_regions_per_peer,
+                .max_shared_bytes = options.max_shared_bytes,
+                .max_shared_bytes_per_peer = options.max_shared_bytes_per_peer},
+               memory_->gradients),
+      pool_(static_cast<int>(options.compute_threads)),
       watchdog_(WatchInterval(options), options.arena_trim_interval,
                 [memory = memory_] {
                   memory->arenas.Trim();
@@ -92,15 +100,30 @@ Server::Server(const Options& options, std::unique_ptr<Backend> backend, Log& lo
                    .memory = memory_,
                    .log = log_,
                    .watchdog = watchdog_,
+                   .pool = pool_,
+                   .regions = options.memory_socket.empty() ? nullptr : &regions_,
                    .max_message_bytes = options.max_message_bytes,
                    .max_call_bytes = options.max_call_bytes,
+                   .max_ranges = options.max_ranges,
                    .declaration_limits = {.max_tensors = options.max_tensors,
-                                          .max_dimensions = options.max_dimensions},
+                                          .max_dimensions = options.max_dimensions,
+                                          .max_ranges = options.max_ranges},
                    .admission_timeout = options.admission_timeout,
                    .idle_timeout = options.idle_timeout},
       service_(environment_, DescribeServer(options, *backend_)) {}
 
 absl::Status Server::Listen(const Options& options) {
+  if (!options.memory_socket.empty()) {
+    absl::StatusOr<std::unique_ptr<MemorySocket>> socket = MemorySocket::Listen(
+        {.path = options.memory_socket,
+         .uids = options.memory_socket_uids.empty() ? std::vector<uid_t>{geteuid()}
+                                                    : options.memory_socket_uids,
+         .max_pending_registrations = options.max_pending_registrations,
+         .idle_timeout = options.idle_timeout},
+        regions_, log_);
+    if (!socket.ok()) return socket.status();
+    memory_socket_ = *std::move(socket);
+  }
   grpc::EnableDefaultHealthCheckService(true);
   grpc::ServerBuilder builder;
   // Two servers on one port would share its connections silently.

@@ -15,9 +15,12 @@
 #include "server/backend/backend.h"
 #include "server/observe/log.h"
 #include "server/options/options.h"
+#include "server/pool/worker_pool.h"
 #include "server/rpc/environment.h"
 #include "server/rpc/service.h"
 #include "server/rpc/watchdog.h"
+#include "server/shm/memory_socket.h"
+#include "server/shm/registry.h"
 
 namespace gradclip {
 
@@ -31,7 +34,8 @@ class Server {
   // Where it listens, one for each of options.listen, with the port really bound.
   const std::vector<std::string>& addresses() const { return addresses_; }
 
-  // Gradient bytes that calls hold of the budget now, and calls that wait for some.
+  // Gradient bytes that calls and registered memory hold of the budget now, and calls that wait for
+  // some.
   uint64_t reserved_bytes() const { return memory_->gradients.used_bytes(); }
   uint64_t waiting_calls() const { return memory_->gradients.waiting(); }
 
@@ -47,10 +51,13 @@ class Server {
   const std::unique_ptr<Backend> backend_;
   Log& log_;
   const std::shared_ptr<Memory> memory_;
+  RegionRegistry regions_;
+  WorkerPool pool_;
   Watchdog watchdog_;
   Environment environment_;
   Service service_;
   std::vector<std::string> addresses_;
+  std::unique_ptr<MemorySocket> memory_socket_;  // null without --memory-socket
   std::unique_ptr<grpc::Server> server_;
 };
 

@@ -151,7 +151,7 @@ absl::StatusOr<CallSpec> MakeCallSpec(v1::ComputeNormStart start) {
   return MakeCommonSpec(start);
 }
 
-absl::StatusOr<CallSpec> MakeCallSpec(v1::ClipGradNormStart start, uint64_t max_call_bytes) {
+absl::StatusOr<CallSpec> MakeCallSpec(v1::ClipGradNormStart start) {
   absl::StatusOr<CallSpec> spec = MakeCommonSpec(start);
   if (!spec.ok()) return spec;
 
@@ -179,12 +179,6 @@ absl::StatusOr<CallSpec> MakeCallSpec(v1::ClipGradNormStart start, uint64_t max_
   if (start.has_total_norm()) {
     if (absl::Status checked = CheckTotalNorm(start); !checked.ok()) return checked;
     spec->total_norm = std::fabs(start.total_norm());
-  }
-  if (spec->bytes_to_keep() > max_call_bytes) {
-    return absl::ResourceExhaustedError(absl::StrFormat(
-        "the gradient has %d bytes; the server keeps at most %d for one call (--max-call-bytes). "
-        "With reply REPLY_COEFFICIENT it keeps none: the caller multiplies by the coefficient",
-        spec->bytes_to_keep(), max_call_bytes));
   }
   return spec;
 }

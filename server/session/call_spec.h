@@ -39,21 +39,16 @@ struct CallSpec {
 
   uint64_t gradient_bytes = 0;
   std::vector<DTypeRun> runs;  // the whole gradient, by dtype
-
-  // Gradient bytes the server has to keep until the answer is known.
-  uint64_t bytes_to_keep() const {
-    return reply == v1::REPLY_COEFFICIENT || total_norm.has_value() ? 0 : gradient_bytes;
-  }
 };
 
 // The tensor as messages name it: its name in quotes, "#3" for the fourth where it has none.
 std::string DescribeTensor(const std::string& name, size_t index);
 
-// INVALID_ARGUMENT for a field outside its range, RESOURCE_EXHAUSTED for more bytes to keep than
-// max_call_bytes, UNIMPLEMENTED for `group`; each names tensor, field, numbers, limit and flag.
-// How many tensors and dimensions there may be is checked before the message is parsed, in wire/.
+// INVALID_ARGUMENT for a field outside its range, UNIMPLEMENTED for `group`; each names tensor,
+// field and numbers. How many tensors and dimensions there may be is checked before the message is
+// parsed, in wire/.
 absl::StatusOr<CallSpec> MakeCallSpec(v1::ComputeNormStart start);
-absl::StatusOr<CallSpec> MakeCallSpec(v1::ClipGradNormStart start, uint64_t max_call_bytes);
+absl::StatusOr<CallSpec> MakeCallSpec(v1::ClipGradNormStart start);
 
 }  // namespace gradclip
 

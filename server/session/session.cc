@@ -28,8 +28,7 @@ std::string Shortened(const std::string& element) {
 
 }  // namespace
 
-Session::Session(uint64_t max_call_bytes, const Backend& backend, ArenaPool& arenas)
-    : max_call_bytes_(max_call_bytes), backend_(backend), arenas_(arenas) {}
+Session::Session(const Means& means) : means_(means) {}
 
 Session::~Session() = default;
 
@@ -39,7 +38,7 @@ absl::Status Session::Start(v1::ComputeNormStart start) {
 
 absl::Status Session::Start(v1::ClipGradNormStart start) {
   clips_ = true;
-  return Begin(started_ ? CallSpec() : MakeCallSpec(std::move(start), max_call_bytes_));
+  return Begin(started_ ? CallSpec() : MakeCallSpec(std::move(start)));
 }
 
 absl::Status Session::Begin(absl::StatusOr<CallSpec> spec) {
@@ -49,17 +48,36 @@ absl::Status Session::Begin(absl::StatusOr<CallSpec> spec) {
   if (!spec.ok()) return spec.status();
   spec_ = *std::move(spec);
   started_ = true;
-  result_.mutable_norm()->set_backend(std::string(backend_.name()));
+  result_.mutable_norm()->set_backend(std::string(means_.backend.name()));
   if (passes_through()) return Decide(*spec_.total_norm);
 
-  norm_.emplace(backend_, spec_.norm_type, spec_.per_tensor, spec_.rule.pre_scale);
-  if (spec_.bytes_to_keep() > 0) {
-    gradient_ = std::make_shared<ArenaBuffer>(arenas_, spec_.bytes_to_keep());
-  }
+  norm_.emplace(means_.backend, spec_.norm_type, spec_.per_tensor, spec_.rule.pre_scale);
   if (spec_.per_tensor) {
     result_.mutable_norm()->mutable_tensors()->Reserve(static_cast<int>(spec_.tensors.size()));
   }
-  return absl::OkStatus();
+  return means_.regions == nullptr ? CheckBytesToKeep() : absl::OkStatus();
+}
+
+bool Session::keeps_data() const {
+  return clips_ && spec_.reply != v1::REPLY_COEFFICIENT && !passes_through();
+}
+
+uint64_t Session::bytes_to_keep() const {
+  return keeps_data() && gradient_ == nullptr ? spec_.gradient_bytes - received_bytes_ : 0;
+}
+
+absl::Status Session::CheckBytesToKeep() const {
+  if (bytes_to_keep() <= means_.max_call_bytes) return absl::OkStatus();
+  return absl::ResourceExhaustedError(absl::StrFormat(
+      "the gradient has %d bytes; the server keeps at most %d for one call (--max-call-bytes). "
+      "With reply REPLY_COEFFICIENT it keeps none: the caller multiplies by the coefficient",
+      bytes_to_keep(), means_.max_call_bytes));
+}
+
+void Session::PrepareToKeep() {
+  if (bytes_to_keep() > 0) {
+    gradient_ = std::make_shared<ArenaBuffer>(means_.arenas, bytes_to_keep());
+  }
 }
 
 absl::Status Session::CheckMayReceive(uint64_t bytes) const {
@@ -81,6 +99,7 @@ absl::Status Session::CheckMayReceive(uint64_t bytes) const {
 
 absl::Status Session::Data(std::span<const std::byte> bytes) {
   if (absl::Status may = CheckMayReceive(bytes.size()); !may.ok()) return may;
+  PrepareToKeep();
   received_bytes_ += bytes.size();
   while (!bytes.empty()) {
     EnterTensors();
@@ -121,13 +140,12 @@ void Session::EnterTensors() {
       in_tensor_ = true;
     }
     if (position_.byte < tensor.bytes()) return;
-    LeaveTensor();
+    LeaveTensor(norm_->EndTensor());
   }
 }
 
-void Session::LeaveTensor() {
+void Session::LeaveTensor(const TensorSummary& summary) {
   const TensorDeclaration& tensor = spec_.tensors[position_.tensor];
-  const TensorSummary summary = norm_->EndTensor();
   v1::NormResult& norm = *result_.mutable_norm();
   if (!tensor.replica && summary.nonfinite > 0) {
     if (norm.nonfinite_elements() == 0) {
@@ -150,14 +168,18 @@ void Session::LeaveTensor() {
 
 absl::Status Session::TakeElements(std::span<const std::byte> whole) {
   if (whole.empty()) return absl::OkStatus();
-  const size_t element = ElementSize(spec_.tensors[position_.tensor].dtype);
+  const DType dtype = spec_.tensors[position_.tensor].dtype;
+  const size_t element = ElementSize(dtype);
   norm_->Add(whole.data(), whole.size() / element);
-  if (gradient_ != nullptr && !gradient_->Append(whole, element)) {
+  if (gradient_ == nullptr) return absl::OkStatus();
+  if (!gradient_->Append(whole, element)) {
     return absl::ResourceExhaustedError(absl::StrFormat(
-        "the system has no memory left for the %d bytes to keep, though --memory-budget allows "
-        "them; lower it, or use reply REPLY_COEFFICIENT, which keeps none",
-        spec_.bytes_to_keep()));
+        "the system has no memory left to keep more than %d bytes of the gradient, though "
+        "--memory-budget allows them; lower it, or use reply REPLY_COEFFICIENT, which keeps none",
+        gradient_->size()));
   }
+  if (kept_.empty() || kept_.back().dtype != dtype) kept_.push_back({dtype, 0});
+  kept_.back().bytes += whole.size();
   return absl::OkStatus();
 }
 
@@ -166,6 +188,7 @@ absl::Status Session::PassThrough(std::span<const std::byte> bytes, std::byte* o
   *written = 0;
   if (absl::Status may = CheckMayReceive(bytes.size()); !may.ok()) return may;
   received_bytes_ += bytes.size();
+  Advance(bytes.size());
   if (!result_.gradient_follows()) return absl::OkStatus();
 
   std::memcpy(out, partial_.data(), partial_bytes_);
@@ -183,14 +206,115 @@ absl::Status Session::PassThrough(std::span<const std::byte> bytes, std::byte* o
   }
   partial_bytes_ = available - complete;
   std::memcpy(partial_.data(), out + complete, partial_bytes_);
-  Scale({out, complete});
+  Scale(spec_.runs, {out, complete});
   *written = complete;
   return absl::OkStatus();
 }
 
-absl::Status Session::Shared() const {
-  return absl::UnimplementedError(
-      "shared ranges came, but this server takes no shared memory yet; send the bytes as data");
+absl::Status Session::Shared(const v1::SharedRanges& ranges) {
+  if (means_.regions == nullptr) {
+    return absl::UnimplementedError(
+        "shared ranges came, but this server has no memory socket (--memory-socket) and so no "
+        "shared memory; send the bytes as data");
+  }
+  if (absl::Status may = CheckMayReceive(0); !may.ok()) return may;
+  if (position_.byte % sizeof(double) != 0) {
+    const uint64_t cut = position_.byte % ElementSize(spec_.tensors[position_.tensor].dtype);
+    if (cut != 0) {
+      return absl::InvalidArgumentError(absl::StrFormat(
+          "shared ranges came after data that ends with %d bytes of an element; ranges hold whole "
+          "elements",
+          cut));
+    }
+  }
+  if (shared_ == nullptr) {
+    shared_ =
+        std::make_unique<SharedPart>(*means_.regions, spec_, means_.backend, means_.max_ranges,
+                                     clips_ && spec_.reply != v1::REPLY_COEFFICIENT);
+  }
+  uint64_t bytes = 0;
+  if (absl::Status checked = shared_->CheckRanges(ranges, &bytes); !checked.ok()) return checked;
+  if (absl::Status may = CheckMayReceive(bytes); !may.ok()) return may;
+  if (absl::Status planned = shared_->Plan(position_); !planned.ok()) return planned;
+  received_bytes_ += bytes;
+  work_ = Work::kMeasure;
+  work_tasks_ = shared_->tasks().size();
+  work_bytes_ = bytes;
+  if (passes_through()) {
+    Advance(bytes);
+    SkipRuns(bytes);
+    ScaleShared();
+  }
+  return absl::OkStatus();
+}
+
+void Session::Advance(uint64_t bytes) {
+  while (bytes > 0) {
+    const uint64_t missing = spec_.tensors[position_.tensor].bytes() - position_.byte;
+    const uint64_t step = std::min(bytes, missing);
+    position_.byte += step;
+    bytes -= step;
+    if (step == missing) position_ = {position_.tensor + 1, 0};
+  }
+}
+
+void Session::SkipRuns(uint64_t bytes) {
+  while (bytes > 0) {
+    const uint64_t step = std::min(bytes, spec_.runs[scale_run_].bytes - scale_byte_);
+    scale_byte_ += step;
+    bytes -= step;
+    if (scale_byte_ == spec_.runs[scale_run_].bytes) {
+      ++scale_run_;
+      scale_byte_ = 0;
+    }
+  }
+}
+
+void Session::ScaleShared() {
+  const bool scales = shared_ != nullptr && shared_->writes() && ChangesAnything();
+  work_ = scales ? Work::kScale : Work::kNone;
+  work_tasks_ = scales ? shared_->scale_tasks() : 0;
+}
+
+void Session::RunTask(size_t index) {
+  if (abandoned_.load(std::memory_order_relaxed)) return;
+  if (work_ == Work::kMeasure) {
+    shared_->Measure(index);
+  } else {
+    shared_->Scale(index, result_.coefficient(), assign_zero_);
+  }
+}
+
+absl::Status Session::FinishWork() {
+  if (abandoned_.load(std::memory_order_relaxed)) {
+    return absl::CancelledError("the caller cancelled or went away");
+  }
+  if (shared_ == nullptr) return absl::OkStatus();
+  if (absl::Status whole = shared_->CheckRegions(work_ == Work::kScale); !whole.ok()) return whole;
+  if (work_ == Work::kMeasure) {
+    for (size_t task = 0; task < shared_->tasks().size(); ++task) TakeMeasured(task);
+  }
+  // Of what has been measured only what may be scaled later is needed.
+  if (work_ != Work::kMeasure || !shared_->writes()) shared_->ForgetPieces();
+  work_ = Work::kNone;
+  return absl::OkStatus();
+}
+
+void Session::TakeMeasured(size_t index) {
+  const SharedPart::Task& task = shared_->tasks()[index];
+  EnterTensors();
+  if (task.kind != SharedPart::Kind::kTensors) {
+    const Piece& piece = shared_->pieces(task).front();
+    position_.byte += piece.bytes();
+    if (task.kind == SharedPart::Kind::kOpen) return norm_->Add(piece.elements, piece.count);
+    const PiecesNorm& measured = shared_->measured(index);
+    return norm_->AddBlocks(measured.sum, measured.pieces.front(), piece.count);
+  }
+  const PiecesNorm& measured = shared_->measured(index);
+  norm_->AddTensors(measured.sum);
+  for (const TensorSummary& summary : measured.pieces) LeaveTensor(summary);
+  position_ = {task.tensor + task.pieces, 0};
+  in_tensor_ = false;
 }
 
 absl::Status Session::NoPayload() const {
@@ -241,8 +365,11 @@ absl::Status Session::Decide(double total_norm) {
   result_.set_clipped(decision.clipped);
   result_.set_skipped(decision.skipped);
   assign_zero_ = decision.assign_zero;
-  result_.set_gradient_follows(spec_.reply == v1::REPLY_GRADIENT ||
-                               (spec_.reply == v1::REPLY_GRADIENT_IF_CHANGED && ChangesAnything()));
+  // Where all is shared no bytes follow.
+  const bool sent_as_data = shared_ == nullptr || shared_->bytes() < received_bytes_;
+  result_.set_gradient_follows(
+      sent_as_data && (spec_.reply == v1::REPLY_GRADIENT ||
+                       (spec_.reply == v1::REPLY_GRADIENT_IF_CHANGED && ChangesAnything())));
   return absl::OkStatus();
 }
 
@@ -258,19 +385,19 @@ size_t Session::segment_count() const {
 
 std::span<const std::byte> Session::ScaleSegment(size_t index) {
   const std::span<std::byte> segment = gradient_->segments()[index];
-  Scale(segment);
+  Scale(kept_, segment);
   return segment;
 }
 
-void Session::Scale(std::span<std::byte> elements) {
+void Session::Scale(std::span<const DTypeRun> runs, std::span<std::byte> elements) {
   while (!elements.empty()) {
-    const DTypeRun& run = spec_.runs[scale_run_];
+    const DTypeRun& run = runs[scale_run_];
     const size_t bytes = std::min<uint64_t>(elements.size(), run.bytes - scale_byte_);
     if (assign_zero_) {
       std::memset(elements.data(), 0, bytes);
     } else if (!LeavesUnchanged(run.dtype, result_.coefficient())) {
-      backend_.Scale(run.dtype, elements.data(), bytes / ElementSize(run.dtype),
-                     result_.coefficient());
+      means_.backend.Scale(run.dtype, elements.data(), bytes / ElementSize(run.dtype),
+                           result_.coefficient());
     }
     elements = elements.subspan(bytes);
     scale_byte_ += bytes;

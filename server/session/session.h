@@ -5,11 +5,13 @@
 #define GRADCLIP_SERVER_SESSION_SESSION_H_
 
 #include <array>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
 #include <span>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "gradclip/v1/gradclip.pb.h"
@@ -17,21 +19,34 @@
 #include "server/memory/arena.h"
 #include "server/norm/gradient_norm.h"
 #include "server/session/call_spec.h"
+#include "server/session/shared_part.h"
+#include "server/shm/registry.h"
 
 namespace gradclip {
 
 // The order of events:
 //   Start()  once
-//   Data()   any number of times, in stream order
+//   Data(), Shared()  any number of times, in stream order
 //   HalfClose()  when the caller has sent all
-//   result(), then, where result().gradient_follows(), ScaleSegment() for each segment
-// With a given total_norm (passes_through()), result() stands after Start() and PassThrough() takes
-// the place of Data(). An event that returns an error ends the session: no other may follow.
+//   ScaleShared(), then result(), then, where result().gradient_follows(), ScaleSegment() for each
+//   segment
+// With a given total_norm (passes_through()), result() stands after Start(), PassThrough() takes
+// the place of Data(), and Shared() scales. An event that returns an error ends the session: no
+// other may follow.
+//
+// Shared() and ScaleShared() give work that threads can share; before the next event all of its
+// tasks must have run, and FinishWork() after them.
 class Session {
  public:
-  // max_call_bytes: gradient bytes that may be kept (--max-call-bytes). Backend and arenas must
-  // outlive the session.
-  Session(uint64_t max_call_bytes, const Backend& backend, ArenaPool& arenas);
+  // What a session may do and with what; all must outlive it.
+  struct Means {
+    const Backend& backend;
+    ArenaPool& arenas;
+    uint64_t max_call_bytes = 0;              // --max-call-bytes: gradient bytes kept
+    const RegionRegistry* regions = nullptr;  // null: no shared memory
+    uint64_t max_ranges = 0;                  // --max-ranges
+  };
+  explicit Session(const Means& means);
   ~Session();
 
   absl::Status Start(v1::ComputeNormStart start);
@@ -40,25 +55,48 @@ class Session {
   // Whether `bytes` more may come: INVALID_ARGUMENT before the start and beyond what it declares.
   absl::Status CheckMayReceive(uint64_t bytes) const;
 
-  // The next bytes of the gradient, cut anywhere. REQUIRES: admission of spec().bytes_to_keep().
+  // Gradient bytes that are to be kept if the next ones come as data: what Data() REQUIRES
+  // admission of, at the latest. 0 once PrepareToKeep() has been called. Where no memory is shared,
+  // that is known from the start.
+  uint64_t bytes_to_keep() const;
+  // RESOURCE_EXHAUSTED where bytes_to_keep() is over --max-call-bytes.
+  absl::Status CheckBytesToKeep() const;
+  // They are admitted.
+  void PrepareToKeep();
+
+  // The next bytes of the gradient, cut anywhere.
   absl::Status Data(std::span<const std::byte> bytes);
 
   // The next bytes in; the clipped bytes of all elements that are complete by now are written to
   // `out`, which has room for bytes.size() + 7. *written says how many.
   absl::Status PassThrough(std::span<const std::byte> bytes, std::byte* out, size_t* written);
 
-  // A request that is none of start and data: refusals.
-  absl::Status Shared() const;
+  // The next elements, in registered memory. Errors: SharedPart's; UNIMPLEMENTED without regions.
+  absl::Status Shared(const v1::SharedRanges& ranges);
+
+  // A request without payload: a refusal.
   absl::Status NoPayload() const;
 
   absl::Status HalfClose();
+
+  // After HalfClose(): the work of scaling what is shared.
+  void ScaleShared();
+
+  // The work at hand. Tasks may run on several threads at once, each once.
+  size_t work_tasks() const { return work_tasks_; }
+  uint64_t work_bytes() const { return work_bytes_; }
+  void RunTask(size_t index);
+  absl::Status FinishWork();
+  // Tasks that have not begun will do nothing. The one method for any thread at any time.
+  void Abandon() { abandoned_.store(true, std::memory_order_relaxed); }
 
   // After an OK Start().
   bool started() const { return started_; }
   const CallSpec& spec() const { return spec_; }
   bool clips() const { return clips_; }  // ClipGradNorm's start, not ComputeNorm's
   bool passes_through() const { return spec_.total_norm.has_value(); }
-  uint64_t received_bytes() const { return received_bytes_; }
+  uint64_t received_bytes() const { return received_bytes_; }  // shared ones included
+  uint64_t shared_bytes() const { return shared_ == nullptr ? 0 : shared_->bytes(); }
 
   // After HalfClose() (ComputeNorm: norm() alone is meant).
   const v1::ClipResult& result() const { return result_; }
@@ -70,23 +108,22 @@ class Session {
   const std::shared_ptr<ArenaBuffer>& gradient() const { return gradient_; }
 
  private:
-  // Where in the declared gradient the stream stands.
-  struct Position {
-    size_t tensor = 0;
-    uint64_t byte = 0;  // in that tensor
-  };
+  enum class Work : uint8_t { kNone, kMeasure, kScale };
 
   absl::Status Begin(absl::StatusOr<CallSpec> spec);
   absl::Status TakeElements(std::span<const std::byte> whole);
   void EnterTensors();  // begins the tensor at position_; ends those that have no (more) bytes
-  void LeaveTensor();
+  void LeaveTensor(const TensorSummary& summary);
+  void TakeMeasured(size_t task);
+  // With a given norm: past elements that need no reply.
+  void Advance(uint64_t bytes);   // position_
+  void SkipRuns(uint64_t bytes);  // scale_run_, scale_byte_
+  bool keeps_data() const;
   absl::Status Decide(double total_norm);
   bool ChangesAnything() const;
-  void Scale(std::span<std::byte> elements);
+  void Scale(std::span<const DTypeRun> runs, std::span<std::byte> elements);
 
-  const uint64_t max_call_bytes_;
-  const Backend& backend_;
-  ArenaPool& arenas_;
+  const Means means_;
 
   bool started_ = false;
   bool clips_ = false;
@@ -101,11 +138,18 @@ class Session {
 
   std::optional<GradientNorm> norm_;
   std::shared_ptr<ArenaBuffer> gradient_;  // null where nothing is kept
+  std::vector<DTypeRun> kept_;             // what is in gradient_
+
+  std::unique_ptr<SharedPart> shared_;  // null until shared memory comes
+  Work work_ = Work::kNone;
+  size_t work_tasks_ = 0;
+  uint64_t work_bytes_ = 0;
+  std::atomic<bool> abandoned_ = false;
 
   v1::ClipResult result_;
   bool assign_zero_ = false;
 
-  // Where scaling stands among spec_.runs.
+  // Where scaling stands among kept_, or, with a given norm, spec_.runs.
   size_t scale_run_ = 0;
   uint64_t scale_byte_ = 0;
 };

@@ -18,10 +18,18 @@
 namespace gradclip {
 
 struct MemorySocketOptions {
-  std::string path;                           // --memory-socket
-  std::vector<uid_t> uids;                    // --memory-socket-uids
-  uint64_t max_pending_registrations = 64;    // --max-pending-registrations
-  absl::Duration idle_timeout;                // --idle-timeout: of a registration begun, or not yet
+  // --memory-socket; 1 to 107 bytes.
+  std::string path;
+
+  // --memory-socket-uids: users that may connect. None given: the one that this process runs as.
+  std::vector<uid_t> uids;
+
+  // --max-pending-registrations: connections that have no region yet, at once.
+  uint64_t max_pending_registrations = 64;
+
+  // --idle-timeout: how long a connection may have no region, how long the bytes of a registration
+  // may take from the first to the last, and how long an answer may be left unread.
+  absl::Duration idle_timeout = absl::Seconds(60);
 };
 
 class MemorySocket {
@@ -31,10 +39,20 @@ class MemorySocket {
   // and `log` must outlive it.
   static absl::StatusOr<std::unique_ptr<MemorySocket>> Listen(MemorySocketOptions options,
                                                               RegionRegistry& regions, Log& log);
-  // Closes all connections, forgets their regions and removes the socket.
+  // Closes all connections, forgets their regions and removes the socket. Waits for a registration
+  // that is being carried out.
   ~MemorySocket();
 
+  MemorySocket(const MemorySocket&) = delete;
+  MemorySocket& operator=(const MemorySocket&) = delete;
+
   uint64_t connections() const;
+
+ private:
+  class Impl;
+  explicit MemorySocket(std::unique_ptr<Impl> impl);
+
+  const std::unique_ptr<Impl> impl_;
 };
 
 }  // namespace gradclip

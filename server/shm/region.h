@@ -12,24 +12,32 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "server/shm/guarded_mapping.h"
 
 namespace gradclip {
 
 class Region {
  public:
-  // Maps the first `length` bytes of `memfd`, all of its pages present, and leaves `memfd` open.
-  // read_only: the server may not write. INVALID_ARGUMENT: no memfd (or one on huge pages), seals
-  // F_SEAL_SHRINK, F_SEAL_GROW and F_SEAL_SEAL are not all set, length is 0 or not the file's;
-  // FAILED_PRECONDITION: F_SEAL_WRITE or F_SEAL_FUTURE_WRITE is set and read_only is not;
-  // RESOURCE_EXHAUSTED: the system has no memory for it.
+  // Whether Map() would take it, as far as can be said before; its errors. Touches no memory.
+  // INVALID_ARGUMENT: no memfd (or one on huge pages), seals F_SEAL_SHRINK, F_SEAL_GROW and
+  // F_SEAL_SEAL are not all set, length is 0 or not the file's; FAILED_PRECONDITION: F_SEAL_WRITE
+  // or F_SEAL_FUTURE_WRITE is set and read_only is not.
+  static absl::Status Check(int memfd, uint64_t length, bool read_only);
+
+  // Maps the `length` bytes of `memfd`, all of its pages present, and leaves `memfd` open.
+  // read_only: the server may not write. Takes a while where pages have to be found: some 0.3 s per
+  // GiB. Check()'s errors; FAILED_PRECONDITION, too, where `memfd` is not open for it;
+  // RESOURCE_EXHAUSTED: the system has no memory for it. Nothing stays mapped on error.
   static absl::StatusOr<std::shared_ptr<Region>> Map(int memfd, uint64_t length, bool read_only);
   ~Region();  // unmaps
 
   Region(const Region&) = delete;
   Region& operator=(const Region&) = delete;
 
-  const std::byte* data() const { return readable_; }  // mapped without the right to write
-  std::byte* writable_data() const { return writable_; }  // null where read_only()
+  const std::byte* data() const { return readable_->data(); }  // mapped without the right to write
+  std::byte* writable_data() const {                           // null where read_only()
+    return writable_ == nullptr ? nullptr : writable_->data();
+  }
   uint64_t size() const { return size_; }
   bool read_only() const { return writable_ == nullptr; }
 
@@ -48,11 +56,11 @@ class Region {
  private:
   Region() = default;
 
-  const std::byte* readable_ = nullptr;
-  std::byte* writable_ = nullptr;
   uint64_t size_ = 0;
   File file_;
-  std::atomic<bool> broken_ = false;
+  std::atomic<bool> broken_ = false;  // set by the mappings below
+  std::unique_ptr<GuardedMapping> readable_;
+  std::unique_ptr<GuardedMapping> writable_;
 };
 
 }  // namespace gradclip

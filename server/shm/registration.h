@@ -1,5 +1,5 @@
-// The messages of the memory socket, by which a client hands memory over: see PROTOCOL.md. Values and
-// pure functions, for server and client alike.
+// The messages of the memory socket, by which a client hands memory over: see PROTOCOL.md. Values
+// and pure functions, for server and client alike.
 #ifndef GRADCLIP_SERVER_SHM_REGISTRATION_H_
 #define GRADCLIP_SERVER_SHM_REGISTRATION_H_
 
@@ -14,14 +14,15 @@ namespace gradclip {
 // What names a region in SharedRanges: random, so that nobody can guess it.
 using RegionToken = std::array<std::byte, 16>;
 
-// What a client sends, together with one memfd (SCM_RIGHTS). On the wire, little-endian: the 8 bytes
-// of kMagic, u32 version, u16 kind, u16 flags, u64 length in bytes, u64 zero.
+// What a client sends, together with one memfd (SCM_RIGHTS). On the wire, little-endian: the 8
+// bytes of kMagic, u32 version, u16 kind, u16 flags, u64 length in bytes, u64 zero.
 struct Registration {
   static constexpr size_t kBytes = 32;
   static constexpr char kMagic[] = "GRADCLIP";
   static constexpr uint32_t kVersion = 1;
-  static constexpr uint16_t kMemfd = 1;     // kind
-  static constexpr uint16_t kReadOnly = 1;  // flags: the server may only read
+  static constexpr uint16_t kMemfd = 1;       // kind
+  static constexpr uint16_t kCudaMemory = 2;  // kind; not taken yet
+  static constexpr uint16_t kReadOnly = 1;    // flags: the server may only read
 
   uint64_t magic = 0;
   uint32_t version = kVersion;
@@ -42,6 +43,7 @@ static_assert(sizeof(Registration) == Registration::kBytes);
 // status, u32 message_bytes, the token.
 struct RegistrationAnswer {
   static constexpr size_t kBytes = 24;
+  static constexpr size_t kMostMessageBytes = 1024;
 
   uint32_t status = 0;  // a gRPC status code; 0: OK
   uint32_t message_bytes = 0;

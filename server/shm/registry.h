@@ -17,31 +17,48 @@
 
 namespace gradclip {
 
+// What counts are regions as long as they are mapped: one that was forgotten while a call uses it,
+// too.
 struct RegionLimits {
-  uint64_t max_regions = 1024;            // --max-regions
-  uint64_t max_regions_per_peer = 256;    // --max-regions-per-peer; a peer is a user id
-  uint64_t max_shared_bytes = 0;          // --max-shared-bytes, of all regions together
-  uint64_t max_shared_bytes_per_peer = 0; // --max-shared-bytes-per-peer
+  uint64_t max_regions = 1024;             // --max-regions
+  uint64_t max_regions_per_peer = 256;     // --max-regions-per-peer; a peer is a user id
+  uint64_t max_shared_bytes = 0;           // --max-shared-bytes, of all regions, in whole pages
+  uint64_t max_shared_bytes_per_peer = 0;  // --max-shared-bytes-per-peer
 };
 
 class RegionRegistry {
  public:
-  // Regions are charged to `budget` for as long as they are mapped; it must outlive them.
+  // Regions are charged to `budget`, in whole pages, for as long as they are mapped; it must
+  // outlive them. They may outlive the registry.
   RegionRegistry(const RegionLimits& limits, MemoryBudget& budget);
+  ~RegionRegistry();
 
-  // Maps `memfd` for the user `uid`. Errors: Region::Map()'s; RESOURCE_EXHAUSTED over a limit or
-  // the budget, naming the numbers and the flag.
+  RegionRegistry(const RegionRegistry&) = delete;
+  RegionRegistry& operator=(const RegionRegistry&) = delete;
+
+  // Maps `memfd`, which stays the caller's, for the user `uid`. Errors: Region::Map()'s;
+  // RESOURCE_EXHAUSTED over a limit or the budget, naming the numbers and the flag.
   absl::StatusOr<RegionToken> Register(uid_t uid, int memfd, uint64_t length, bool read_only);
 
   // The region stays mapped until the last call that holds it has let go. No effect where it is not
-  // there.
+  // there. Where nobody holds it, those who wait for the budget may be granted on this thread.
   void Forget(const RegionToken& token);
 
-  // Null where no region has that token.
+  // Null where no region has that token. Whoever lets go last unmaps, and may grant others budget:
+  // hold no lock that they take.
   std::shared_ptr<Region> Find(const RegionToken& token) const;
 
   uint64_t regions() const;  // that can be found
-  uint64_t bytes() const;    // mapped, those forgotten but still in use included
+  uint64_t bytes() const;    // mapped, in whole pages, those forgotten but still in use included
+
+ private:
+  class Counts;
+  struct Charged;
+
+  MemoryBudget& budget_;
+  const std::shared_ptr<Counts> counts_;
+  mutable std::mutex mutex_;
+  std::map<RegionToken, std::shared_ptr<Region>> by_token_;  // guarded by mutex_
 };
 
 }  // namespace gradclip

@@ -16,11 +16,13 @@ using google::protobuf::io::CodedInputStream;
 constexpr uint8_t kDataTag = (2 << 3) | 2;  // field 2, length-delimited, in both directions
 constexpr int kMaxLengthBytes = 5;          // protobuf refuses longer ones too
 
-// Upper bounds of what protobuf and CallSpec hold for one thing of a start message, in bytes: a
-// TensorSpec with its place in the repeated field and a TensorDeclaration; one int64 of a repeated
-// field that doubles as it grows; a field protobuf does not know, kept aside.
-constexpr uint64_t kTensorBytes = 256;
+// Upper bounds of what protobuf, CallSpec and SharedPart hold for one thing of a message, in bytes:
+// a TensorSpec with its place in the repeated field, a TensorDeclaration and a Piece; one int64 of
+// a repeated field that doubles as it grows; a range's offset or its length, with half of its place
+// among all ranges and half of a Piece and a Task; a field protobuf does not know, kept aside.
+constexpr uint64_t kTensorBytes = 320;
 constexpr uint64_t kDimensionBytes = 16;
+constexpr uint64_t kRangeFieldBytes = 160;
 constexpr uint64_t kOtherFieldBytes = 64;
 // For each byte on the wire: text, twice where it is copied; and what may hold messages or groups
 // of unknown fields, each of which may be an empty string of two bytes on the wire and, as protobuf
@@ -75,6 +77,8 @@ class StartScanner {
     while (const uint32_t tag = input_.ReadTag()) {
       if (tag == Tag(1)) {
         if (!Nested([&] { return ScanStart(); })) return false;
+      } else if (tag == Tag(3)) {
+        if (!Nested([&] { return ScanShared(); })) return false;
       } else if (!Weigh(tag, tag == Tag(2) ? kTextByteBytes : kNestedByteBytes)) {
         return false;
       }
@@ -97,6 +101,29 @@ class StartScanner {
       } else if (!Weigh(tag, kNestedByteBytes)) {
         return false;
       }
+    }
+    return input_.ConsumedEntireMessage();
+  }
+
+  bool ScanShared() {
+    uint64_t fields = 0;  // offsets and lengths
+    while (const uint32_t tag = input_.ReadTag()) {
+      const int before = input_.CurrentPosition();
+      const int field = WireFormatLite::GetTagFieldNumber(tag);
+      if (field != 2 && field != 3) {
+        if (!Weigh(tag, kNestedByteBytes)) return false;
+        continue;
+      }
+      if (!WireFormatLite::SkipField(&input_, tag)) return false;
+      fields += 1 + static_cast<uint64_t>(input_.CurrentPosition() - before) / sizeof(uint64_t);
+    }
+    bytes_ += fields * kRangeFieldBytes;
+    if (fields / 2 > limits_.max_ranges + 1) {
+      refusal_ = absl::ResourceExhaustedError(
+          absl::StrFormat("shared: more than %d ranges, which is the limit (--max-ranges). Lay "
+                          "tensors side by side: what is adjacent in memory needs one range",
+                          limits_.max_ranges));
+      return false;
     }
     return input_.ConsumedEntireMessage();
   }

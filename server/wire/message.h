@@ -29,6 +29,7 @@ bool StripDataHeader(Pieces& message);
 struct DeclarationLimits {
   uint64_t max_tensors = 131072;  // --max-tensors
   uint64_t max_dimensions = 64;   // --max-dimensions, of one tensor
+  uint64_t max_ranges = 131072;   // --max-ranges
 };
 
 // Walks a serialised request without building anything, so that a few hostile megabytes cannot

@@ -42,7 +42,7 @@ ArenaPool& Arenas() {
 // A whole call, its gradient in parts of cut_bytes.
 template <typename Start>
 Outcome Run(const Start& start, std::string_view gradient, size_t cut_bytes) {
-  Session session(kMaxCallBytes, TheBackend(), Arenas());
+  Session session({.backend = TheBackend(), .arenas = Arenas(), .max_call_bytes = kMaxCallBytes});
   Outcome outcome;
   outcome.status = session.Start(start);
   while (outcome.status.ok() && !gradient.empty()) {

@@ -152,16 +152,24 @@ TEST(FormatCall, EscapesThePeer) {
   EXPECT_THAT(CallText(call), ::testing::HasSubstr("unix:/tmp/a\\nb 1434096"));
 }
 
+TEST(FormatCall, SaysWhatWasShared) {
+  CallRecord call = Call();
+  call.shared_bytes = 4096;
+  EXPECT_THAT(CallText(call), ::testing::HasSubstr(" B out, 4096 B shared, 41 tensors"));
+}
+
 TEST(FormatCall, SaysAllOfACallAsJson) {
   CallRecord call = Call();
   call.bytes_out = 12;
+  call.shared_bytes = 4096;
   call.norm = std::nan("");
   call.coefficient = kInfinity;
-  EXPECT_EQ(FormatCall(LogFormat::kJson, kTime, call),
-            R"({"ts":"2024-05-01T12:34:56.125Z","level":"info","message":"call","call_id":17,)"
-            R"("rpc":"ClipGradNorm","peer":"ipv4:127.0.0.1:5123","bytes_in":1434096,)"
-            R"("bytes_out":12,"tensors":41,"norm":"NaN","coefficient":"Infinity",)"
-            R"("backend":"cpu/avx2","milliseconds":1.8,"status":"OK"})");
+  EXPECT_EQ(
+      FormatCall(LogFormat::kJson, kTime, call),
+      R"({"ts":"2024-05-01T12:34:56.125Z","level":"info","message":"call","call_id":17,)"
+      R"("rpc":"ClipGradNorm","peer":"ipv4:127.0.0.1:5123","bytes_in":1434096,)"
+      R"("bytes_out":12,"shared_bytes":4096,"tensors":41,"norm":"NaN","coefficient":"Infinity",)"
+      R"("backend":"cpu/avx2","milliseconds":1.8,"status":"OK"})");
 }
 
 TEST(FormatCall, KeepsEveryDigitOfTheNormInJson) {

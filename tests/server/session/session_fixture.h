@@ -41,7 +41,13 @@ class SessionTest : public testing::Test {
  protected:
   SessionTest() : backend_(*MakeBackend("cpu/baseline")) { Restart(); }
 
-  void Restart() { session_ = std::make_unique<Session>(max_call_bytes_, *backend_, arenas_); }
+  void Restart() {
+    session_ = std::make_unique<Session>(Session::Means{.backend = *backend_,
+                                                        .arenas = arenas_,
+                                                        .max_call_bytes = max_call_bytes_,
+                                                        .regions = regions_,
+                                                        .max_ranges = max_ranges_});
+  }
 
   // ClipGradNorm over F32 tensors w, of 2 elements each.
   static v1::ClipGradNormStart ClipStart(double max_norm, int tensors = 1) {
@@ -82,6 +88,8 @@ class SessionTest : public testing::Test {
   }
 
   uint64_t max_call_bytes_ = uint64_t{1} << 30;
+  const RegionRegistry* regions_ = nullptr;
+  uint64_t max_ranges_ = 1000;
   std::unique_ptr<Backend> backend_;
   ArenaPool arenas_;
   std::unique_ptr<Session> session_;

@@ -309,7 +309,7 @@ TEST_F(ClipSession, KeepsNothingForTheCoefficientAlone) {
   max_call_bytes_ = 1;
   Restart();
   Run(start, Bytes<float>({3, 4}));
-  EXPECT_EQ(session_->spec().bytes_to_keep(), 0u);
+  EXPECT_EQ(session_->bytes_to_keep(), 0u);
   EXPECT_FALSE(result().gradient_follows());
   EXPECT_EQ(session_->segment_count(), 0u);
 }
@@ -366,7 +366,7 @@ TEST_F(ClipSession, RefusesMessagesOutOfOrder) {
   ASSERT_EQ(Send(ClipStart(1)), absl::OkStatus());
   EXPECT_THAT(Send(ClipStart(1)), Refuses(kInvalid, "second start"));
   EXPECT_THAT(session_->NoPayload(), Refuses(kInvalid, "without payload"));
-  EXPECT_THAT(session_->Shared(), Refuses(absl::StatusCode::kUnimplemented, "shared"));
+  EXPECT_THAT(session_->Shared({}), Refuses(absl::StatusCode::kUnimplemented, "shared"));
 }
 
 TEST_F(ClipSession, RefusesGroups) {
@@ -497,7 +497,7 @@ TEST_F(NormSession, KeepsNothingHoweverLittleMayBeKept) {
   v1::ComputeNormStart start;
   *start.add_tensors() = TensorOf(v1::DTYPE_FLOAT32, {2});
   ASSERT_EQ(Send(start), absl::OkStatus());
-  EXPECT_EQ(session_->spec().bytes_to_keep(), 0u);
+  EXPECT_EQ(session_->bytes_to_keep(), 0u);
   ASSERT_EQ(Send(Bytes<float>({3, 4})), absl::OkStatus());
   ASSERT_EQ(HalfClose(), absl::OkStatus());
   EXPECT_EQ(result().norm().total_norm(), 5);

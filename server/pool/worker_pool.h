@@ -1,0 +1,53 @@
+// Threads that measure and scale large memory for calls, so that no reaction to a caller has to.
+// Thread-safe.
+#ifndef GRADCLIP_SERVER_POOL_WORKER_POOL_H_
+#define GRADCLIP_SERVER_POOL_WORKER_POOL_H_
+
+#include <oneapi/tbb/global_control.h>
+#include <oneapi/tbb/task_arena.h>
+
+#include <condition_variable>
+#include <cstddef>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+
+namespace gradclip {
+
+class WorkerPool {
+ public:
+  // threads: at least 1; 0: one for each processor that this process may use.
+  explicit WorkerPool(int threads);
+  ~WorkerPool();  // waits for what runs
+
+  WorkerPool(const WorkerPool&) = delete;
+  WorkerPool& operator=(const WorkerPool&) = delete;
+
+  int threads() const { return threads_; }
+
+  // Runs task(0) .. task(tasks - 1) on the pool's threads, several at once, then `done` on the
+  // thread that ran the last. Returns at once; `done` may run before it does. Where several jobs
+  // are at hand each gets a turn for one task after the other, so that a short one never waits for
+  // all of a long one. REQUIRES: tasks > 0; neither throws.
+  void Run(size_t tasks, std::function<void(size_t)> task, std::function<void()> done);
+
+ private:
+  struct Job;
+
+  void Work();  // takes tasks until there are none
+
+  const int threads_;
+  oneapi::tbb::global_control limit_;
+  oneapi::tbb::task_arena arena_;
+
+  std::mutex mutex_;
+  std::condition_variable idle_;
+  // Guarded by mutex_.
+  std::deque<std::shared_ptr<Job>> jobs_;  // that have tasks left, the next turn's first
+  int working_ = 0;                        // calls of Work() under way or to come
+};
+
+}  // namespace gradclip
+
+#endif  // GRADCLIP_SERVER_POOL_WORKER_POOL_H_
