@@ -24,8 +24,9 @@ constexpr ReplyMode kFastestShared = ReplyMode::kCoefficient;
 // so between two pieces of work.
 constexpr absl::Duration kReleaseTimeout = absl::Seconds(5);
 
-// Whether a call in place that failed has left the memory as it was: the server itself refused,
-// before the result that goes before its first write.
+// Whether a call in place that failed has left the memory as it was: the server itself refused it,
+// with a code by which it refuses before its first write. (Where the norm was given it writes as
+// ranges come, and the result goes before.)
 bool ChangedNothing(const absl::Status& status, const ClipReply& reply,
                     const OutgoingRanges& ranges) {
   if (ranges.sent() == 0) return true;
@@ -92,6 +93,8 @@ absl::Status SharedCalls::TryShared(Connection& connection, absl::Time deadline,
     const absl::Status ended = run(connection, ranges, changed);
     shared_ = ended.ok();
     if (changed) return DataLoss(ended, region_.Release(kReleaseTimeout));
+    // Perhaps of a region that has lost pages: it stays refused.
+    if (absl::IsFailedPrecondition(ended)) region_.Forget();
     if (!absl::IsNotFound(ended)) return ended;
     if (!region_.Forgotten()) return absl::OkStatus();
   }

@@ -36,8 +36,8 @@ TEST_F(SharedFailure, GivesTheServersRefusalWithItsAddress) {
   SharedGradient gradient = Make();
   for (const ReplyMode mode : {ReplyMode::kCoefficient, ReplyMode::kGradient}) {
     for (const auto code :
-         {grpc::StatusCode::INVALID_ARGUMENT, grpc::StatusCode::FAILED_PRECONDITION,
-          grpc::StatusCode::RESOURCE_EXHAUSTED}) {
+         {grpc::StatusCode::INVALID_ARGUMENT, grpc::StatusCode::RESOURCE_EXHAUSTED,
+          grpc::StatusCode::PERMISSION_DENIED}) {
       FailWith(grpc::Status(code, "because"));
       const absl::Status status = gradient.Clip(MaxNorm(1, mode)).status();
       EXPECT_EQ(static_cast<int>(status.code()), static_cast<int>(code)) << status;
@@ -47,6 +47,14 @@ TEST_F(SharedFailure, GivesTheServersRefusalWithItsAddress) {
   EXPECT_EQ(calls_, 6);
   EXPECT_EQ(socket_->regions().size(), 2u);  // it has let nobody go
   EXPECT_THAT(Values(gradient), ElementsAre(2, 3, 4, 2, 3));
+}
+
+TEST_F(SharedFailure, RegistersAnewWhereTheRegionMayHaveLostPages) {
+  SharedGradient gradient = Make();
+  FailWith(grpc::Status(grpc::StatusCode::FAILED_PRECONDITION, "the region has lost pages"));
+  EXPECT_EQ(gradient.Clip(MaxNorm(1)).status().code(), Code::kFailedPrecondition);
+  EXPECT_TRUE(gradient.ComputeNorm().ok());
+  EXPECT_EQ(socket_->regions().size(), 2u);
 }
 
 TEST_F(SharedFailure, IsTriedAgainWhereTheServerIsUnavailable) {
