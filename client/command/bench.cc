@@ -7,9 +7,11 @@
 #include <memory>
 #include <new>
 
+#include "absl/functional/function_ref.h"
 #include "absl/strings/str_cat.h"
 #include "client/command/flags.h"
 #include "client/command/gradient.h"
+#include "client/command/gradient_calls.h"
 #include "client/command/output.h"
 #include "client/command/progress.h"
 #include "client/command/verbs.h"
@@ -24,6 +26,7 @@ struct BenchFlags {
   uint64_t tensors = 1;
   std::string dtype = "F32";
   std::string reply = "coefficient";
+  SharedFlags shared;
   uint64_t rounds = 10;
   bool quiet = false;
 };
@@ -38,10 +41,11 @@ DType ParseDType(absl::string_view text) {
 }
 
 // Fills with numbers of either sign from 0.5 to 1: the sign and mantissa at random, the exponent
-// fixed, so that every dtype's are normal and stay so over many rounds.
+// fixed, so that every dtype's are normal and stay so over many rounds. `state`: of xorshift64.
 template <typename Bits>
-void Fill(std::byte* elements, uint64_t count, Bits random_bits, Bits exponent) {
-  uint64_t state = 0x9e3779b97f4a7c15;  // xorshift64
+void Fill(const Tensor& tensor, Bits random_bits, Bits exponent, uint64_t& state) {
+  auto* const elements = static_cast<std::byte*>(tensor.data);
+  const uint64_t count = tensor.elements();
   for (uint64_t i = 0; i < count; ++i) {
     state ^= state << 13;
     state ^= state >> 7;
@@ -51,32 +55,33 @@ void Fill(std::byte* elements, uint64_t count, Bits random_bits, Bits exponent) 
   }
 }
 
-void FillElements(DType dtype, std::byte* elements, uint64_t count) {
-  switch (dtype) {
-    case DType::kFloat32:
-      return Fill<uint32_t>(elements, count, 0x807fffff, 0x3f000000);
-    case DType::kFloat16:
-      return Fill<uint16_t>(elements, count, 0x83ff, 0x3800);
-    case DType::kBFloat16:
-      return Fill<uint16_t>(elements, count, 0x807f, 0x3f00);
-    case DType::kFloat64:
-      return Fill<uint64_t>(elements, count, 0x800fffffffffffff, 0x3fe0000000000000);
+void Fill(std::span<const Tensor> tensors) {
+  uint64_t state = 0x9e3779b97f4a7c15;
+  for (const Tensor& tensor : tensors) {
+    switch (tensor.dtype) {
+      case DType::kFloat32:
+        Fill<uint32_t>(tensor, 0x807fffff, 0x3f000000, state);
+        break;
+      case DType::kFloat16:
+        Fill<uint16_t>(tensor, 0x83ff, 0x3800, state);
+        break;
+      case DType::kBFloat16:
+        Fill<uint16_t>(tensor, 0x807f, 0x3f00, state);
+        break;
+      case DType::kFloat64:
+        Fill<uint64_t>(tensor, 0x800fffffffffffff, 0x3fe0000000000000, state);
+        break;
+    }
   }
 }
 
-// `elements` cut into `count` tensors of sizes that differ by one at most.
-std::vector<Tensor> CutIntoTensors(DType dtype, std::byte* data, uint64_t elements,
-                                   uint64_t count) {
+// `elements` cut into `count` tensors of sizes that differ by one at most; without data.
+std::vector<Tensor> CutIntoTensors(DType dtype, uint64_t elements, uint64_t count) {
   std::vector<Tensor> tensors;
   tensors.reserve(count);
   for (uint64_t i = 0; i < count; ++i) {
     const uint64_t size = elements / count + (i < elements % count ? 1 : 0);
-    Tensor& tensor = tensors.emplace_back();
-    tensor.name = absl::StrCat("tensor.", i);
-    tensor.dtype = dtype;
-    tensor.shape = {static_cast<int64_t>(size)};
-    tensor.data = data;
-    data += size * ElementSize(dtype);
+    tensors.push_back({absl::StrCat("tensor.", i), dtype, {static_cast<int64_t>(size)}});
   }
   return tensors;
 }
@@ -93,8 +98,10 @@ struct Measured {
   }
 };
 
-absl::StatusOr<Measured> Measure(const BenchFlags& flags, std::span<const Tensor> tensors) {
-  Client client(flags.server.server, flags.server.client());
+using ClipCall =
+    absl::FunctionRef<absl::StatusOr<ClipAnswer>(const ClipOptions&, const CallOptions&)>;
+
+absl::StatusOr<Measured> Measure(const BenchFlags& flags, ClipCall clip) {
   Progress progress(ProgressTerminal(flags.quiet));
   ClipOptions options;
   options.reply = ParseReply(flags.reply);
@@ -107,7 +114,7 @@ absl::StatusOr<Measured> Measure(const BenchFlags& flags, std::span<const Tensor
       progress.Update(round * total + done, (flags.rounds + 1) * total);
     };
     const absl::Time start = absl::Now();
-    const absl::StatusOr<ClipAnswer> answer = client.Clip(tensors, options, call);
+    const absl::StatusOr<ClipAnswer> answer = clip(options, call);
     if (!answer.ok()) return flags.server.Advise(answer.status());
     if (round > 0) measured.seconds.push_back(absl::ToDoubleSeconds(absl::Now() - start));
     measured.answer = *answer;
@@ -119,6 +126,38 @@ absl::StatusOr<Measured> Measure(const BenchFlags& flags, std::span<const Tensor
   return measured;
 }
 
+absl::StatusOr<Measured> MeasureStreamed(const BenchFlags& flags, std::vector<Tensor> tensors,
+                                         uint64_t bytes) {
+  const std::unique_ptr<std::byte[]> data(new (std::nothrow) std::byte[bytes]);
+  if (data == nullptr) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("this machine has no ", BytesText(bytes), " to spare; lower --bytes"));
+  }
+  std::byte* next = data.get();
+  for (Tensor& tensor : tensors) {
+    tensor.data = next;
+    next += tensor.bytes();
+  }
+  Fill(tensors);
+  Client client(flags.server.server, flags.server.client());
+  return Measure(flags, [&](const ClipOptions& options, const CallOptions& call) {
+    return client.Clip(tensors, options, call);
+  });
+}
+
+absl::StatusOr<Measured> MeasureShared(const BenchFlags& flags, std::span<const Tensor> tensors) {
+  Client client(flags.server.server, flags.server.client());
+  SharedGradientOptions options;
+  options.server_uids = flags.shared.server_uids;
+  options.require_shared = true;  // else something else would be measured
+  absl::StatusOr<SharedGradient> gradient = SharedGradient::Make(client, tensors, options);
+  if (!gradient.ok()) return gradient.status();
+  Fill(gradient->tensors());
+  return Measure(flags, [&](const ClipOptions& clip, const CallOptions& call) {
+    return gradient->Clip(clip, call);
+  });
+}
+
 absl::Status Bench(const BenchFlags& flags) {
   const DType dtype = ParseDType(flags.dtype);
   const uint64_t elements = ParseBytes(flags.bytes).value_or(0) / ElementSize(dtype);
@@ -128,14 +167,9 @@ absl::Status Bench(const BenchFlags& flags) {
                       absl::StrCat("--bytes=", flags.bytes, " holds ", elements, " ", flags.dtype,
                                    " elements, too few for --tensors=", flags.tensors));
   }
-  const std::unique_ptr<std::byte[]> data(new (std::nothrow) std::byte[bytes]);
-  if (data == nullptr) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("this machine has no ", BytesText(bytes), " to spare; lower --bytes"));
-  }
-  FillElements(dtype, data.get(), elements);
-  const std::vector<Tensor> tensors = CutIntoTensors(dtype, data.get(), elements, flags.tensors);
-  const absl::StatusOr<Measured> measured = Measure(flags, tensors);
+  const std::vector<Tensor> tensors = CutIntoTensors(dtype, elements, flags.tensors);
+  const absl::StatusOr<Measured> measured =
+      flags.shared.shared ? MeasureShared(flags, tensors) : MeasureStreamed(flags, tensors, bytes);
   if (!measured.ok()) return measured.status();
 
   const double median = measured->Quantile(0.5), slow = measured->Quantile(0.99);
@@ -145,6 +179,7 @@ absl::Status Bench(const BenchFlags& flags) {
                            {"tensors", flags.tensors},
                            {"dtype", flags.dtype},
                            {"reply", flags.reply},
+                           {"shared", flags.shared.shared},
                            {"rounds", flags.rounds},
                            {"gigabytes_per_second", gigabytes_per_second},
                            {"p50_seconds", median},
@@ -158,6 +193,7 @@ absl::Status Bench(const BenchFlags& flags) {
                                    " elements in ", CountText(flags.tensors),
                                    flags.tensors == 1 ? " tensor" : " tensors")},
          {"reply", flags.reply},
+         {"shared memory", flags.shared.shared ? "yes" : "no"},
          {"rounds", CountText(flags.rounds)},
          {"rate", absl::StrCat(RateText(bytes, absl::Seconds(median)), " of gradient, median")},
          {"p50", DurationText(absl::Seconds(median))},
@@ -175,6 +211,7 @@ void AddBenchVerb(CLI::App& app, Action& chosen) {
   const auto flags = std::make_shared<BenchFlags>();
   flags->server.AddTo(verb);
   flags->server.AddMessageBytesTo(verb);
+  flags->shared.AddTo(verb);
   verb.add_option("--bytes", flags->bytes, "Size of the gradient: 65536, 64MiB, 1GiB, 2GB")
       ->type_name("SIZE")
       ->capture_default_str()

@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "client/command/flags.h"
 #include "client/command/gradient.h"
+#include "client/command/gradient_calls.h"
 #include "client/command/output.h"
 #include "client/command/progress.h"
 #include "client/command/verbs.h"
@@ -23,6 +24,7 @@ struct ClipFlags {
   std::string out;
   ServerFlags server;
   ClipOptions clip;
+  SharedFlags shared;
   std::optional<double> max_norm;
   std::string nonfinite = "propagate";
   std::string reply;
@@ -44,7 +46,6 @@ absl::StatusOr<ClipOptions> MakeOptions(const ClipFlags& flags) {
   options.reply = ParseReply(flags.reply);
   if (!options.total_norm.has_value()) return options;
   // Only the server multiplies by a norm that it did not measure.
-  if (flags.reply.empty()) options.reply = ReplyMode::kGradientIfChanged;
   if (options.reply == ReplyMode::kCoefficient) {
     return UsageError("clip", "--total-norm needs --reply gradient or if-changed");
   }
@@ -138,7 +139,7 @@ absl::Status WriteAll(std::span<const GradientFile> files, const std::vector<std
 }
 
 void Print(const ClipFlags& flags, const ClipOptions& options, const Gradient& gradient,
-           const ClipAnswer& answer, absl::Duration time) {
+           const GradientCalls& calls, const ClipAnswer& answer, absl::Duration time) {
   if (flags.server.json) {
     std::cout << JsonLine(ToJson(answer, gradient.tensors()));
     return;
@@ -149,6 +150,7 @@ void Print(const ClipFlags& flags, const ClipOptions& options, const Gradient& g
         {"coefficient", NumberText(answer.coefficient)},
         {"clipped", ClippedText(answer, options)}};
     AppendFields(gradient, answer.norm, time, fields);
+    calls.AppendField(fields);
     fields.emplace_back("written", flags.out);
     std::cout << Fields(fields);
   }
@@ -166,6 +168,9 @@ absl::Status Clip(const ClipFlags& flags) {
   if (!gradient.ok()) return gradient.status();
 
   Client client(flags.server.server, flags.server.client());
+  absl::StatusOr<GradientCalls> calls =
+      GradientCalls::Make(client, flags.shared, gradient->tensors());
+  if (!calls.ok()) return calls.status();
   Progress progress(ProgressTerminal(flags.quiet));
   CallOptions call = flags.server.call();
   // One bar over the call and the writing.
@@ -176,9 +181,10 @@ absl::Status Clip(const ClipFlags& flags) {
     progress.Update(done, call_bytes + file_bytes);
   };
   const absl::Time start = absl::Now();
-  const absl::StatusOr<ClipAnswer> answer = client.Clip(gradient->tensors(), *options, call);
+  const absl::StatusOr<ClipAnswer> answer = calls->Clip(*options, call);
   const absl::Duration time = absl::Now() - start;
   if (!answer.ok()) return flags.server.Advise(answer.status());
+  calls->CopyBack(*answer);
 
   const auto written = [&](uint64_t bytes) {
     progress.Update(call_bytes + bytes, call_bytes + file_bytes);
@@ -187,7 +193,7 @@ absl::Status Clip(const ClipFlags& flags) {
     return status;
   }
   progress.Finish();
-  Print(flags, *options, *gradient, *answer, time);
+  Print(flags, *options, *gradient, *calls, *answer, time);
   return absl::OkStatus();
 }
 
@@ -223,6 +229,7 @@ void AddClipVerb(CLI::App& app, Action& chosen) {
       "The norm, after --pre-scale, where it is known: nothing is measured");
   flags->server.AddTo(verb);
   flags->server.AddMessageBytesTo(verb);
+  flags->shared.AddTo(verb);
   AddNormFlags(verb, flags->clip.norm);
   AddQuiet(verb, flags->quiet,
            "Print nothing but what --per-tensor and --json ask for, and no progress");

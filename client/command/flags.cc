@@ -109,7 +109,8 @@ void AddReply(CLI::App& verb, std::string& reply) {
   verb.add_option(
           "--reply", reply,
           "What the server sends back: coefficient (the command multiplies itself: half the "
-          "traffic; default), gradient, or if-changed; the bits are the same")
+          "traffic; default), gradient, or if-changed (with --shared these two have the server "
+          "multiply in place); the bits are the same")
       ->type_name("MODE")
       ->check(WordCheck({"coefficient", "gradient", "if-changed"}));
 }
@@ -117,7 +118,7 @@ void AddReply(CLI::App& verb, std::string& reply) {
 ReplyMode ParseReply(absl::string_view reply) {
   if (reply == "gradient") return ReplyMode::kGradient;
   if (reply == "if-changed") return ReplyMode::kGradientIfChanged;
-  return ReplyMode::kCoefficient;
+  return reply.empty() ? ReplyMode::kFastest : ReplyMode::kCoefficient;
 }
 
 absl::StatusOr<double> ParseNumber(absl::string_view text, const NumberRange& range) {

@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "client/command/flags.h"
+#include "client/command/huge_pages.h"
 #include "client/command/output.h"
 #include "client/command/verbs.h"
 
@@ -36,6 +37,10 @@ absl::Status Info(const ServerFlags& flags) {
                                  CountText(info->max_tensors), " tensors")},
        {"all calls", absl::StrCat("at most ", BytesText(info->memory_budget_bytes), " kept")},
        {"shared memory", info->memory_socket.empty() ? "off" : info->memory_socket}});
+  if (IsSocketHere(info->memory_socket)) {
+    const std::string huge_pages = HugePagesText(ReadHugePagesSetting());
+    if (!huge_pages.empty()) fields.emplace_back("huge pages", huge_pages);
+  }
   std::cout << Fields(fields);
   return absl::OkStatus();
 }

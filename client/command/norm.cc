@@ -4,6 +4,7 @@
 
 #include "client/command/flags.h"
 #include "client/command/gradient.h"
+#include "client/command/gradient_calls.h"
 #include "client/command/output.h"
 #include "client/command/progress.h"
 #include "client/command/verbs.h"
@@ -15,6 +16,7 @@ struct NormFlags {
   std::vector<std::string> files;
   ServerFlags server;
   NormOptions norm;
+  SharedFlags shared;
   bool quiet = false;
 };
 
@@ -24,12 +26,14 @@ absl::Status Norm(const NormFlags& flags) {
   if (!gradient.ok()) return gradient.status();
 
   Client client(flags.server.server, flags.server.client());
+  absl::StatusOr<GradientCalls> calls =
+      GradientCalls::Make(client, flags.shared, gradient->tensors());
+  if (!calls.ok()) return calls.status();
   Progress progress(ProgressTerminal(flags.quiet));
   CallOptions call = flags.server.call();
   call.progress = [&](uint64_t done, uint64_t total) { progress.Update(done, total); };
   const absl::Time start = absl::Now();
-  const absl::StatusOr<NormAnswer> answer =
-      client.ComputeNorm(gradient->tensors(), flags.norm, call);
+  const absl::StatusOr<NormAnswer> answer = calls->ComputeNorm(flags.norm, call);
   const absl::Duration time = absl::Now() - start;
   progress.Finish();
   if (!answer.ok()) return flags.server.Advise(answer.status());
@@ -44,6 +48,7 @@ absl::Status Norm(const NormFlags& flags) {
     std::vector<std::pair<std::string, std::string>> fields = {
         {"total norm", NumberText(answer->total_norm)}};
     AppendFields(*gradient, *answer, time, fields);
+    calls->AppendField(fields);
     std::cout << Fields(fields);
   }
   if (flags.norm.per_tensor) std::cout << "\n" << TensorTable(gradient->tensors(), answer->tensors);
@@ -58,6 +63,7 @@ void AddNormVerb(CLI::App& app, Action& chosen) {
   AddFiles(verb, flags->files);
   flags->server.AddTo(verb);
   flags->server.AddMessageBytesTo(verb);
+  flags->shared.AddTo(verb);
   AddNormFlags(verb, flags->norm);
   AddQuiet(verb, flags->quiet,
            "Print the number alone, with what --per-tensor adds, and no progress");

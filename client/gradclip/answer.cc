@@ -33,6 +33,7 @@ v1::NonfinitePolicy PolicyOf(NonfinitePolicy policy) {
 v1::ReplyMode ModeOf(ReplyMode mode) {
   switch (mode) {
     case ReplyMode::kCoefficient:
+    case ReplyMode::kFastest:  // replaced before a call
       return v1::REPLY_COEFFICIENT;
     case ReplyMode::kGradient:
       return v1::REPLY_GRADIENT;

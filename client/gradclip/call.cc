@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "absl/cleanup/cleanup.h"
+#include "absl/strings/cord.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
@@ -21,6 +22,9 @@ namespace {
 // How long after a call's end gRPC may take to let go of it before the connection is cut. A write
 // that the server takes at all is through in less.
 constexpr absl::Duration kGrace = absl::Milliseconds(100);
+
+// The payload of a status that the server gave.
+constexpr char kFromServer[] = "gradclip/from-server";
 
 enum class Event : intptr_t { kWritten, kRead, kFinished };
 
@@ -117,7 +121,7 @@ class CallEvents {
 };
 
 absl::Status Stream(Connection& connection, const std::string& method,
-                    const grpc::ByteBuffer& start, Payload& payload, absl::Time deadline,
+                    const grpc::ByteBuffer& start, Outgoing& outgoing, absl::Time deadline,
                     const StreamHandlers& handlers) {
   CallEvents events(connection, deadline);
   // The call's headers leave with the start message. (Data can't leave with it: gRPC writes at once
@@ -132,7 +136,7 @@ absl::Status Stream(Connection& connection, const std::string& method,
   const absl::Cleanup end = [&events] { events.End(); };
 
   grpc::WriteOptions options;
-  if (payload.done()) options.set_last_message();
+  if (outgoing.done()) options.set_last_message();
   stream->Write(start, options, events.Start(Event::kWritten));
   bool writing = true;
   bool reads_begun = false;
@@ -145,12 +149,12 @@ absl::Status Stream(Connection& connection, const std::string& method,
       case Event::kWritten:
         writing = false;
         if (ok) {
-          handlers.on_sent(payload.cut_bytes());
-          all_sent = payload.done();
+          handlers.on_sent(outgoing.cut_bytes());
+          all_sent = outgoing.done();
         }  // Else the server has ended the call; the reads find out how.
         if (ok && !all_sent && broken.ok()) {
-          const grpc::ByteBuffer message = payload.Next();
-          if (payload.done()) options.set_last_message();
+          const grpc::ByteBuffer message = outgoing.Next();
+          if (outgoing.done()) options.set_last_message();
           stream->Write(message, options, events.Start(Event::kWritten));
           writing = true;
         }
@@ -159,7 +163,7 @@ absl::Status Stream(Connection& connection, const std::string& method,
         break;
       case Event::kRead:
         if (ok && broken.ok()) {
-          broken = handlers.on_reply(reply, payload.cut_bytes());
+          broken = handlers.on_reply(reply, outgoing.cut_bytes());
           if (!broken.ok()) events.Cancel();
         }
         if (ok) {
@@ -178,24 +182,33 @@ absl::Status Stream(Connection& connection, const std::string& method,
     return absl::InternalError(
         absl::StrFormat("the server ended the call with OK before it had taken the gradient's %d "
                         "bytes",
-                        payload.total_bytes()));
+                        outgoing.total_bytes()));
   }
-  return FromGrpc(status);
+  absl::Status ended = FromGrpc(status);
+  // gRPC's mark of a status that came over the wire.
+  if (absl::StrContains(events.context().debug_error_string(), "Error received from peer")) {
+    ended.SetPayload(kFromServer, absl::Cord());
+  }
+  return ended;
 }
 
 }  // namespace
 
+bool IsFromServer(const absl::Status& status) {
+  return status.GetPayload(kFromServer).has_value();
+}
+
 absl::Status RunStream(Connection& connection, const std::string& method,
-                       const grpc::ByteBuffer& start, Payload& payload, absl::Time deadline,
+                       const grpc::ByteBuffer& start, Outgoing& outgoing, absl::Time deadline,
                        const StreamHandlers& handlers) {
   // What was never written goes with the call. What the socket was taking comes back within
   // moments, or by force.
   const absl::Cleanup take_back = [&] {
-    if (payload.ledger().AwaitReturn(kGrace)) return;
+    if (outgoing.AwaitReturn(kGrace)) return;
     connection.Cut();
-    payload.ledger().AwaitReturn(absl::InfiniteDuration());
+    outgoing.AwaitReturn(absl::InfiniteDuration());
   };
-  return Stream(connection, method, start, payload, deadline, handlers);
+  return Stream(connection, method, start, outgoing, deadline, handlers);
 }
 
 absl::Status RunUnary(Connection& connection, const std::string& method,

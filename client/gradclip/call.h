@@ -12,29 +12,38 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "client/gradclip/connection.h"
-#include "client/gradclip/payload.h"
+#include "client/gradclip/outgoing.h"
 #include "grpcpp/support/byte_buffer.h"
 
 namespace gradclip {
 
+// The contract's methods.
+inline constexpr char kComputeNorm[] = "/gradclip.v1.GradClip/ComputeNorm";
+inline constexpr char kClipGradNorm[] = "/gradclip.v1.GradClip/ClipGradNorm";
+inline constexpr char kGetServerInfo[] = "/gradclip.v1.GradClip/GetServerInfo";
+inline constexpr char kHealthCheck[] = "/grpc.health.v1.Health/Check";
+
 // What a streamed call tells its maker. An exception that one of them throws ends the call as its
 // end does, and passes on.
 struct StreamHandlers {
-  // After each message of the payload that went out; the bytes of gradient gone so far.
+  // After each message that went out; the bytes of gradient that those gone so far stand for.
   absl::FunctionRef<void(uint64_t sent_bytes)> on_sent;
   // For each message that came; sent_bytes may already have been read by the transport. A status
   // other than OK cancels the call and becomes its status.
   absl::FunctionRef<absl::Status(grpc::ByteBuffer& message, uint64_t sent_bytes)> on_reply;
 };
 
-// Sends `start` and all of the payload to `method` ("/package.Service/Method") and hands every
+// Sends `start` and all of `outgoing` to `method` ("/package.Service/Method") and hands every
 // reply over as it comes, while it still writes. The status is the server's wherever it gave one,
 // else the transport's. At the deadline DEADLINE_EXCEEDED, for which the connection is cut where
-// the server does not take what gRPC is writing. When it returns, nothing of the payload is held by
-// gRPC. INTERNAL where the server said OK before it had taken everything.
+// the server does not take what gRPC is writing. When it returns, nothing of the gradient is held
+// by gRPC. INTERNAL where the server said OK before it had taken everything.
 absl::Status RunStream(Connection& connection, const std::string& method,
-                       const grpc::ByteBuffer& start, Payload& payload, absl::Time deadline,
+                       const grpc::ByteBuffer& start, Outgoing& outgoing, absl::Time deadline,
                        const StreamHandlers& handlers);
+
+// Whether RunStream() had this status from the server itself, as against the transport.
+bool IsFromServer(const absl::Status& status);
 
 // Sends one request and receives one response. Deadline and status as RunStream.
 absl::Status RunUnary(Connection& connection, const std::string& method,

@@ -7,7 +7,8 @@
 //   options.max_norm = 1.0;
 //   absl::StatusOr<gradclip::ClipAnswer> answer = client.Clip(gradient, options);
 //
-// Client is thread-safe; calls may run at once. Everything else is a value type.
+// Client is thread-safe; calls may run at once. Everything else is a value type. A gradient on the
+// server's own host need not move at all: see SharedGradient in shared_gradient.h.
 #ifndef GRADCLIP_CLIENT_H_
 #define GRADCLIP_CLIENT_H_
 
@@ -48,19 +49,24 @@ enum class NonfinitePolicy { kPropagate, kError, kSkip, kZero };
 
 // How the clipped gradient gets into the caller's memory. All give the same bits.
 enum class ReplyMode {
-  kCoefficient,  // the client multiplies by the coefficient itself: half the traffic (default)
-  kGradient,     // the server sends all bytes back
+  // The client multiplies by the coefficient itself: half the traffic, and every failure leaves the
+  // memory as it was.
+  kCoefficient,
+  kGradient,           // the server sends all bytes back
   kGradientIfChanged,  // the server sends them back where clipping changes something
+  // kCoefficient, or where total_norm is given kGradientIfChanged. (SharedGradient has a choice of
+  // its own.)
+  kFastest,
 };
 
 struct ClipOptions {
   double max_norm = -1;  // required: >= 0; +infinity measures and never clips
   double epsilon = 1e-6;
   NonfinitePolicy nonfinite = NonfinitePolicy::kPropagate;
-  ReplyMode reply = ReplyMode::kCoefficient;
+  ReplyMode reply = ReplyMode::kFastest;
   NormOptions norm;
-  // The total norm where it is known already: nothing is measured. Only with kGradient or
-  // kGradientIfChanged (a caller who knows the norm and scales itself needs no server).
+  // The total norm where it is known already: nothing is measured. Not with kCoefficient (a caller
+  // who knows the norm and scales itself needs no server).
   std::optional<double> total_norm;
 };
 
@@ -84,7 +90,7 @@ struct ClipAnswer {
   double coefficient = 1;
   bool clipped = false;
   bool skipped = false;
-  bool gradient_follows = false;  // the server sent the gradient's bytes back
+  bool gradient_follows = false;  // the server clips: bytes came back, or it wrote shared memory
 };
 
 struct BackendInfo {
@@ -126,6 +132,8 @@ struct ClientOptions {
   absl::Duration max_backoff = absl::Seconds(5);
 };
 
+class ClientCore;
+
 class Client {
  public:
   // address: "host:port" or "unix:path" (gRPC's name syntax). Connects with the first call. Each
@@ -157,8 +165,8 @@ class Client {
   absl::Status CheckHealth(const CallOptions& call = {});
 
  private:
-  class Impl;
-  std::unique_ptr<Impl> impl_;
+  friend class SharedGradient;
+  const std::unique_ptr<ClientCore> core_;
 };
 
 }  // namespace gradclip

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "absl/time/time.h"
+#include "client/gradclip/outgoing.h"
 #include "gradclip/client.h"
 #include "grpcpp/support/byte_buffer.h"
 #include "grpcpp/support/slice.h"
@@ -41,19 +42,20 @@ class Ledger {
 
 // Cuts one gradient into the messages of one call, once through. Not thread-safe. The tensors and
 // their memory must outlive it and whatever its ledger counts.
-class Payload {
+class Payload : public Outgoing {
  public:
   // REQUIRES: message_bytes > 0; total_bytes is what the tensors hold together.
   Payload(std::span<const Tensor> tensors, uint64_t total_bytes, uint64_t message_bytes);
 
-  uint64_t total_bytes() const { return total_bytes_; }
-  uint64_t cut_bytes() const { return cut_bytes_; }  // in the messages made so far
-  bool done() const { return cut_bytes_ == total_bytes_; }
+  uint64_t total_bytes() const override { return total_bytes_; }
+  uint64_t cut_bytes() const override { return cut_bytes_; }  // in the messages made so far
+  bool done() const override { return cut_bytes_ == total_bytes_; }
 
   // The next message: {field 2: the next bytes}. Runs of less than 8 KiB are copied together, so
   // that many small tensors make few slices. REQUIRES: !done().
-  grpc::ByteBuffer Next();
+  grpc::ByteBuffer Next() override;
 
+  bool AwaitReturn(absl::Duration patience) override { return ledger_->AwaitReturn(patience); }
   Ledger& ledger() { return *ledger_; }
 
  private:

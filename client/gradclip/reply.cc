@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "absl/strings/str_format.h"
+#include "client/gradclip/answer.h"
 #include "google/protobuf/wire_format_lite.h"
 #include "grpcpp/support/proto_buffer_reader.h"
 
@@ -21,6 +22,16 @@ absl::Status Unreadable() {
 }
 
 }  // namespace
+
+absl::Status NormReply::Take(grpc::ByteBuffer& message) {
+  if (response_.has_value()) return absl::InternalError("the server sent a second answer");
+  return Parse(message, response_.emplace());
+}
+
+absl::Status NormReply::CheckComplete() const {
+  if (response_.has_value()) return absl::OkStatus();
+  return absl::InternalError("the server ended the call without an answer");
+}
 
 ClipReply::ClipReply(std::span<const Tensor> tensors, uint64_t total_bytes, ReplyMode mode)
     : tensors_(tensors), total_bytes_(total_bytes), mode_(mode) {}

@@ -1,5 +1,5 @@
-// What the server answers to one ClipGradNorm: the result, then clipped bytes, which go straight
-// from the received slices into the caller's memory. Not thread-safe; one per try.
+// What the server answers to one call. ClipGradNorm: the result, then clipped bytes, which go
+// straight from the received slices into the caller's memory. Not thread-safe; one per try.
 #ifndef GRADCLIP_CLIENT_GRADCLIP_REPLY_H_
 #define GRADCLIP_CLIENT_GRADCLIP_REPLY_H_
 
@@ -16,9 +16,25 @@
 
 namespace gradclip {
 
+class NormReply {
+ public:
+  // Takes the one message. INTERNAL where the server breaks the contract.
+  absl::Status Take(grpc::ByteBuffer& message);
+
+  // At the end of a call with status OK: INTERNAL unless the answer has come.
+  absl::Status CheckComplete() const;
+
+  // REQUIRES: CheckComplete() is OK.
+  const v1::NormResult& result() const { return response_->norm(); }
+
+ private:
+  std::optional<v1::ComputeNormResponse> response_;
+};
+
 class ClipReply {
  public:
-  // REQUIRES: total_bytes is what the tensors hold together.
+  // REQUIRES: total_bytes is what the tensors hold together. (No tensors and 0 bytes where the
+  // gradient is in shared memory: then no data may come.)
   ClipReply(std::span<const Tensor> tensors, uint64_t total_bytes, ReplyMode mode);
 
   // Takes the next message; sent_bytes of the gradient have been handed to the transport, and no
@@ -31,6 +47,8 @@ class ClipReply {
 
   // REQUIRES: CheckComplete() is OK.
   const v1::ClipResult& result() const { return *result_; }
+
+  bool has_result() const { return result_.has_value(); }
 
   // Bytes of the caller's memory that the server's have replaced.
   uint64_t written_bytes() const { return written_bytes_; }

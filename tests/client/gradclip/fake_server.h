@@ -23,6 +23,7 @@ template <typename Start>
 struct Received {
   std::vector<Start> starts;
   std::vector<std::string> messages;  // the data of each
+  std::vector<v1::SharedRanges> shared;
 
   std::string data() const {
     std::string all;
@@ -37,6 +38,7 @@ Received<Start> ReadAll(Stream& stream, Request request) {
   while (stream.Read(&request)) {
     if (request.has_start()) received.starts.push_back(request.start());
     if (request.has_data()) received.messages.push_back(request.data());
+    if (request.has_shared()) received.shared.push_back(request.shared());
   }
   return received;
 }

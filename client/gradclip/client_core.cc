@@ -1,0 +1,63 @@
+#include "client/gradclip/client_core.h"
+
+#include <utility>
+
+#include "absl/random/random.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "client/gradclip/answer.h"
+#include "client/gradclip/backoff.h"
+#include "client/gradclip/call.h"
+
+namespace gradclip {
+
+ClientCore::ClientCore(std::string address, ClientOptions options)
+    : connections_(std::move(address)), options_(options), backend_(MakeBackend("auto")) {}
+
+absl::Status ClientCore::TryOnce(absl::Time deadline, Attempt attempt, bool& changed) {
+  // gRPC would still send the call, and might even bring an answer.
+  if (absl::Now() >= deadline) return absl::DeadlineExceededError("the call's timeout is over");
+  absl::StatusOr<std::unique_ptr<Connection>> connection = connections_.Take(deadline);
+  if (!connection.ok()) return connection.status();
+  const absl::Status status = attempt(**connection, changed);
+  // Of a call that failed, something may still be on its way.
+  if (status.ok()) connections_.GiveBack(*std::move(connection));
+  // A server that is going away, or one that we have lost: the next call looks for it anew.
+  if (absl::IsUnavailable(status)) connections_.Clear();
+  return status;
+}
+
+absl::Status ClientCore::Try(absl::Time deadline, int retries, Attempt attempt) {
+  absl::BitGen random;
+  for (int tries = 1;; ++tries) {
+    bool changed = false;
+    const absl::Status status = TryOnce(deadline, attempt, changed);
+    if (status.ok()) return status;
+    const absl::Duration wait = Backoff(tries, options_.initial_backoff, options_.max_backoff,
+                                        absl::Uniform(random, 0.0, 1.0));
+    if (!absl::IsUnavailable(status) || changed || tries > retries ||
+        absl::Now() + wait >= deadline) {
+      return absl::Status(
+          status.code(), absl::StrCat("server ", connections_.address(), ": ", status.message(),
+                                      tries > 1 ? absl::StrCat(" (tried ", tries, " times)") : ""));
+    }
+    absl::SleepFor(wait);
+  }
+}
+
+absl::Time DeadlineOf(const CallOptions& call) {
+  return absl::Now() + call.timeout;
+}
+
+absl::StatusOr<ServerInfo> AskServerInfo(Connection& connection, absl::Time deadline) {
+  const grpc::Slice nothing;
+  grpc::ByteBuffer answer;
+  const absl::Status ended =
+      RunUnary(connection, kGetServerInfo, grpc::ByteBuffer(&nothing, 1), deadline, answer);
+  if (!ended.ok()) return ended;
+  v1::GetServerInfoResponse response;
+  if (absl::Status parsed = Parse(answer, response); !parsed.ok()) return parsed;
+  return AnswerOf(response);
+}
+
+}  // namespace gradclip

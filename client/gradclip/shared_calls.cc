@@ -1,0 +1,199 @@
+#include "client/gradclip/shared_calls.h"
+
+#include <cstdio>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "client/gradclip/answer.h"
+#include "client/gradclip/call.h"
+#include "client/gradclip/clip_options.h"
+#include "client/gradclip/payload.h"
+#include "client/gradclip/reply.h"
+#include "client/gradclip/scale.h"
+#include "client/gradclip/shared_layout.h"
+
+namespace gradclip {
+namespace {
+
+// What kFastest stands for.
+constexpr ReplyMode kFastestShared = ReplyMode::kCoefficient;
+
+// How long a server may take to let go of memory in which it clipped when the call failed: it does
+// so between two pieces of work.
+constexpr absl::Duration kReleaseTimeout = absl::Seconds(5);
+
+// Whether a call in place that failed has left the memory as it was: the server itself refused,
+// before the result that goes before its first write.
+bool ChangedNothing(const absl::Status& status, const ClipReply& reply,
+                    const OutgoingRanges& ranges) {
+  if (ranges.sent() == 0) return true;
+  if (!IsFromServer(status)) return false;
+  switch (status.code()) {
+    case absl::StatusCode::kNotFound:  // of the region; with one message, before all else
+      return !reply.has_result() || ranges.sent() == 1;
+    case absl::StatusCode::kInvalidArgument:
+    case absl::StatusCode::kFailedPrecondition:
+    case absl::StatusCode::kResourceExhausted:
+    case absl::StatusCode::kPermissionDenied:
+    case absl::StatusCode::kUnimplemented:
+    case absl::StatusCode::kUnavailable:
+      return !reply.has_result();
+    default:
+      return false;
+  }
+}
+
+absl::Status DataLoss(const absl::Status& cause, bool released) {
+  return absl::DataLossError(absl::StrCat(
+      "the call failed after the server was given the memory to clip in place: it may be clipped, "
+      "or in part",
+      released ? "" : ", and the server, which has not let go of it, may still write to it", " (",
+      absl::StatusCodeToString(cause.code()), ": ", cause.message(), ")"));
+}
+
+std::vector<Tensor> PlaceTensors(std::span<const Tensor> tensors, std::span<const uint64_t> offsets,
+                                 std::byte* memory) {
+  std::vector<Tensor> placed(tensors.begin(), tensors.end());
+  for (size_t i = 0; i < placed.size(); ++i) {
+    placed[i].data = memory == nullptr ? nullptr : memory + offsets[i];
+  }
+  return placed;
+}
+
+}  // namespace
+
+SharedCalls::SharedCalls(Client& client, ClientCore& core,
+                         std::shared_ptr<const Declaration> declaration, SharedMemory memory,
+                         std::span<const Tensor> tensors, std::span<const uint64_t> offsets,
+                         SharedGradientOptions options)
+    : client_(client),
+      core_(core),
+      declaration_(std::move(declaration)),
+      memory_(std::move(memory)),
+      tensors_(PlaceTensors(tensors, offsets, memory_.data())),
+      runs_(Runs(tensors_)),
+      options_(std::move(options)),
+      region_(memory_, RangesOf(tensors_, offsets), options_.server_uids,
+              options_.ask_again_after) {}
+
+grpc::ByteBuffer SharedCalls::Start(const grpc::Slice& options) const {
+  const grpc::Slice parts[] = {declaration_->serialised(), options};
+  return StartMessage(parts);
+}
+absl::Status SharedCalls::TryShared(Connection& connection, absl::Time deadline, bool writable,
+                                    Run run, bool& changed) {
+  while (true) {
+    const absl::StatusOr<bool> registered = region_.Ensure(connection, writable, deadline);
+    if (!registered.ok()) return registered.status();
+    if (!*registered) return absl::OkStatus();
+    OutgoingRanges ranges(region_.messages());
+    const absl::Status ended = run(connection, ranges, changed);
+    shared_ = ended.ok();
+    if (changed) return DataLoss(ended, region_.Release(kReleaseTimeout));
+    if (!absl::IsNotFound(ended)) return ended;
+    if (!region_.Forgotten()) return absl::OkStatus();
+  }
+}
+
+absl::Status SharedCalls::Share(absl::Time deadline, const CallOptions& call, bool writable,
+                                Run run) {
+  shared_ = false;
+  refusal_ = absl::OkStatus();
+  const uint64_t bytes = declaration_->gradient_bytes();
+  if (bytes == 0) return absl::OkStatus();  // nothing to share, nor to stream
+  if (!region_.Refused()) {
+    const absl::Status status = core_.Try(
+        deadline, core_.options().max_retries, [&](Connection& connection, bool& changed) {
+          if (call.progress) call.progress(0, bytes);
+          return TryShared(connection, deadline, writable, run, changed);
+        });
+    if (!status.ok()) return status;
+  }
+  return shared_ ? absl::OkStatus() : FallBack();
+}
+
+absl::Status SharedCalls::FallBack() {
+  refusal_ = region_.refusal();
+  const std::string why =
+      absl::StrCat("server ", core_.address(), " can't share memory: ", refusal_.message());
+  if (options_.require_shared) return absl::Status(refusal_.code(), why);
+  if (!std::exchange(warned_, true)) {
+    const std::string message = absl::StrCat("the gradient is streamed: ", why);
+    if (options_.warn) {
+      options_.warn(message);
+    } else {
+      std::fprintf(stderr, "gradclip: %s\n", message.c_str());
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<NormAnswer> SharedCalls::ComputeNorm(const NormOptions& options,
+                                                    const CallOptions& call) {
+  const absl::Time deadline = DeadlineOf(call);
+  const grpc::ByteBuffer start = Start(SerialiseStartOptions(options));
+  NormAnswer answer;
+  const absl::Status status =
+      Share(deadline, call, /*writable=*/false,
+            [&](Connection& connection, OutgoingRanges& ranges, bool&) {
+              NormReply reply;
+              const auto on_sent = [](uint64_t) {};
+              const auto on_reply = [&](grpc::ByteBuffer& message, uint64_t) {
+                return reply.Take(message);
+              };
+              absl::Status ended =
+                  RunStream(connection, kComputeNorm, start, ranges, deadline, {on_sent, on_reply});
+              if (ended.ok()) ended = reply.CheckComplete();
+              if (ended.ok()) answer = AnswerOf(reply.result());
+              return ended;
+            });
+  if (!status.ok()) return status;
+  if (!shared_) {
+    CallOptions rest = call;
+    rest.timeout = deadline - absl::Now();
+    return client_.ComputeNorm(tensors_, options, rest);
+  }
+  warned_ = false;
+  if (call.progress) call.progress(declaration_->gradient_bytes(), declaration_->gradient_bytes());
+  return answer;
+}
+
+absl::StatusOr<ClipAnswer> SharedCalls::Clip(const ClipOptions& given, const CallOptions& call) {
+  const absl::Time deadline = DeadlineOf(call);
+  if (absl::Status limit = CheckMaxNorm(given); !limit.ok()) return limit;
+  const ClipOptions options = WithReplyChosen(given, kFastestShared);
+  const bool in_place = options.reply != ReplyMode::kCoefficient;
+  if (!in_place && !core_.backend().ok()) return core_.backend().status();
+  const grpc::ByteBuffer start = Start(SerialiseStartOptions(options));
+  ClipAnswer answer;
+  const absl::Status status = Share(
+      deadline, call, in_place, [&](Connection& connection, OutgoingRanges& ranges, bool& changed) {
+        ClipReply reply(/*tensors=*/{}, /*total_bytes=*/0, options.reply);
+        const auto on_sent = [](uint64_t) {};
+        const auto on_reply = [&](grpc::ByteBuffer& message, uint64_t) {
+          return reply.Take(message, /*sent_bytes=*/0);
+        };
+        absl::Status ended =
+            RunStream(connection, kClipGradNorm, start, ranges, deadline, {on_sent, on_reply});
+        if (ended.ok()) ended = reply.CheckComplete();
+        if (ended.ok()) answer = AnswerOf(reply.result());
+        changed = !ended.ok() && in_place && !ChangedNothing(ended, reply, ranges);
+        return ended;
+      });
+  if (!status.ok()) return status;
+  if (!shared_) {
+    CallOptions rest = call;
+    rest.timeout = deadline - absl::Now();
+    return client_.Clip(tensors_, given, rest);
+  }
+  warned_ = false;
+  if (!in_place) {
+    ApplyCoefficient(**core_.backend(), runs_, answer.coefficient, answer.skipped);
+  }
+  if (call.progress) call.progress(declaration_->gradient_bytes(), declaration_->gradient_bytes());
+  return answer;
+}
+
+}  // namespace gradclip
