@@ -20,7 +20,7 @@ constexpr int kMaxLengthBytes = 5;          // protobuf refuses longer ones too
 // a TensorSpec with its place in the repeated field, a TensorDeclaration and a Piece; one int64 of
 // a repeated field that doubles as it grows; a range's offset or its length, with half of its place
 // among all ranges and half of a Piece and a Task; a field protobuf does not know, kept aside.
-constexpr uint64_t kTensorBytes = 320;
+constexpr uint64_t kTensorBytes = 256;
 constexpr uint64_t kDimensionBytes = 16;
 constexpr uint64_t kRangeFieldBytes = 160;
 constexpr uint64_t kOtherFieldBytes = 64;

@@ -273,7 +273,11 @@ TEST(Options, HelpStatesEveryFlagItsVariableAndItsDefault) {
 
 TEST(Options, DefaultsThatHelpStatesAreThoseThatHold) {
   for (const Flag& flag : AllFlags()) {
-    if (flag.name == "memory-budget" || flag.name == "max-call-bytes") continue;  // in words
+    const absl::string_view in_words[] = {"memory-budget",         "max-call-bytes",
+                                          "memory-socket",         "memory-socket-uids",
+                                          "max-shared-bytes",      "max-shared-bytes-per-peer",
+                                          "compute-threads"};
+    if (std::count(std::begin(in_words), std::end(in_words), flag.name) > 0) continue;
     const absl::StatusOr<Options> defaults = Parse({});
     const absl::StatusOr<Options> stated =
         Parse({absl::StrCat("--", flag.name, "=", flag.default_text)});
@@ -283,12 +287,47 @@ TEST(Options, DefaultsThatHelpStatesAreThoseThatHold) {
     EXPECT_EQ(stated->max_message_bytes, defaults->max_message_bytes);
     EXPECT_EQ(stated->max_tensors, defaults->max_tensors);
     EXPECT_EQ(stated->max_dimensions, defaults->max_dimensions);
+    EXPECT_EQ(stated->max_regions, defaults->max_regions);
+    EXPECT_EQ(stated->max_regions_per_peer, defaults->max_regions_per_peer);
+    EXPECT_EQ(stated->max_pending_registrations, defaults->max_pending_registrations);
+    EXPECT_EQ(stated->max_ranges, defaults->max_ranges);
     EXPECT_EQ(stated->admission_timeout, defaults->admission_timeout);
     EXPECT_EQ(stated->idle_timeout, defaults->idle_timeout);
     EXPECT_EQ(stated->drain_timeout, defaults->drain_timeout);
     EXPECT_EQ(stated->arena_trim_interval, defaults->arena_trim_interval);
     EXPECT_EQ(stated->log_format, defaults->log_format);
     EXPECT_EQ(stated->log_level, defaults->log_level);
+  }
+}
+
+TEST(Options, SharedMemoryHasTheMemoryBudgetForItsLimitUnlessItIsTold) {
+  const absl::StatusOr<Options> defaults = Parse({"--memory-budget=1GiB"});
+  ASSERT_TRUE(defaults.ok()) << defaults.status();
+  EXPECT_EQ(defaults->memory_socket, "");
+  EXPECT_TRUE(defaults->memory_socket_uids.empty());
+  EXPECT_EQ(defaults->compute_threads, 0u);
+  EXPECT_EQ(defaults->max_shared_bytes, kGiB);
+  EXPECT_EQ(defaults->max_shared_bytes_per_peer, kGiB);
+
+  const absl::StatusOr<Options> told =
+      Parse({"--memory-socket=/run/gradclip/memory.sock", "--memory-socket-uids=1000",
+             "--memory-socket-uids=0", "--max-shared-bytes=64MiB", "--compute-threads=3"});
+  ASSERT_TRUE(told.ok()) << told.status();
+  EXPECT_EQ(told->memory_socket, "/run/gradclip/memory.sock");
+  EXPECT_EQ(told->memory_socket_uids, (std::vector<uid_t>{1000, 0}));
+  EXPECT_EQ(told->max_shared_bytes, uint64_t{64} << 20);
+  EXPECT_EQ(told->max_shared_bytes_per_peer, uint64_t{64} << 20);
+  EXPECT_EQ(told->compute_threads, 3u);
+}
+
+TEST(Options, RefuseWhatIsNoPathOfASocketAndNoUser) {
+  for (const char* argument :
+       {"--memory-socket=gradclip.sock", "--memory-socket=", "--memory-socket-uids=root",
+        "--memory-socket-uids=4294967295", "--memory-socket-uids=-1", "--max-regions=0",
+        "--max-regions=4097", "--max-ranges=0", "--compute-threads=0"}) {
+    const absl::StatusOr<Options> options = Parse({argument});
+    ASSERT_FALSE(options.ok()) << argument;
+    EXPECT_THAT(std::string(options.status().message()), ::testing::HasSubstr("expected "));
   }
 }
 
