@@ -24,13 +24,13 @@ constexpr ReplyMode kFastestShared = ReplyMode::kCoefficient;
 // so between two pieces of work.
 constexpr absl::Duration kReleaseTimeout = absl::Seconds(5);
 
-// Whether a call in place that failed has left the memory as it was: the server itself refused it,
-// with a code by which it refuses before its first write. (Where the norm was given it writes as
-// ranges come, and the result goes before.)
+// Whether a call in place that failed has left the memory as it was. These are codes by which a
+// server refuses before its first write, and which no transport makes of a lost connection, as it
+// does with UNAVAILABLE. (Where the norm was given, a server writes as ranges come; the result goes
+// before.)
 bool ChangedNothing(const absl::Status& status, const ClipReply& reply,
                     const OutgoingRanges& ranges) {
   if (ranges.sent() == 0) return true;
-  if (!IsFromServer(status)) return false;
   switch (status.code()) {
     case absl::StatusCode::kNotFound:  // of the region; with one message, before all else
       return !reply.has_result() || ranges.sent() == 1;
@@ -39,7 +39,6 @@ bool ChangedNothing(const absl::Status& status, const ClipReply& reply,
     case absl::StatusCode::kResourceExhausted:
     case absl::StatusCode::kPermissionDenied:
     case absl::StatusCode::kUnimplemented:
-    case absl::StatusCode::kUnavailable:
       return !reply.has_result();
     default:
       return false;

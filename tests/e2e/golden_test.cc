@@ -89,7 +89,11 @@ class GoldenCases : public ServerTest, public testing::WithParamInterface<Mode> 
  protected:
   GoldenCases() {
     options_.backend = GetParam().backend;
-    if (GetParam().shared) options_.memory_socket = folder_ / "memory";
+    if (GetParam().shared) {
+      options_.memory_socket = folder_ / "memory";
+      options_.max_shared_bytes = options_.memory_budget;
+      options_.max_shared_bytes_per_peer = options_.memory_budget;
+    }
     Serve();
   }
 

@@ -90,13 +90,17 @@ TEST_F(Sharing, GivesTheBitsOfStreaming) {
       }
       NormOptions measure;
       measure.per_tensor = true;
-      EXPECT_EQ(shared->ComputeNorm(measure)->total_norm,
-                client.ComputeNorm(streamed->tensors(), measure)->total_norm);
+      const auto norm = shared->ComputeNorm(measure);
+      ASSERT_TRUE(norm.ok()) << norm.status();
+      const auto streamed_norm = client.ComputeNorm(streamed->tensors(), measure);
+      ASSERT_TRUE(streamed_norm.ok()) << streamed_norm.status();
+      EXPECT_EQ(norm->total_norm, streamed_norm->total_norm);
       ClipOptions options;
       options.max_norm = 0.25;
       options.reply = mode;
       options.norm = measure;
       const auto expected = client.Clip(streamed->tensors(), options);
+      ASSERT_TRUE(expected.ok()) << expected.status();
       const auto answer = shared->Clip(options);
       ASSERT_TRUE(answer.ok()) << answer.status();
       EXPECT_EQ(answer->norm.total_norm, expected->norm.total_norm);
