@@ -7,7 +7,6 @@
 #include <memory>
 
 #include "absl/cleanup/cleanup.h"
-#include "absl/strings/cord.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
@@ -22,9 +21,6 @@ namespace {
 // How long after a call's end gRPC may take to let go of it before the connection is cut. A write
 // that the server takes at all is through in less.
 constexpr absl::Duration kGrace = absl::Milliseconds(100);
-
-// The payload of a status that the server gave.
-constexpr char kFromServer[] = "gradclip/from-server";
 
 enum class Event : intptr_t { kWritten, kRead, kFinished };
 
@@ -184,19 +180,10 @@ absl::Status Stream(Connection& connection, const std::string& method,
                         "bytes",
                         outgoing.total_bytes()));
   }
-  absl::Status ended = FromGrpc(status);
-  // gRPC's mark of a status that came over the wire.
-  if (absl::StrContains(events.context().debug_error_string(), "Error received from peer")) {
-    ended.SetPayload(kFromServer, absl::Cord());
-  }
-  return ended;
+  return FromGrpc(status);
 }
 
 }  // namespace
-
-bool IsFromServer(const absl::Status& status) {
-  return status.GetPayload(kFromServer).has_value();
-}
 
 absl::Status RunStream(Connection& connection, const std::string& method,
                        const grpc::ByteBuffer& start, Outgoing& outgoing, absl::Time deadline,

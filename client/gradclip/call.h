@@ -42,9 +42,6 @@ absl::Status RunStream(Connection& connection, const std::string& method,
                        const grpc::ByteBuffer& start, Outgoing& outgoing, absl::Time deadline,
                        const StreamHandlers& handlers);
 
-// Whether RunStream() had this status from the server itself, as against the transport.
-bool IsFromServer(const absl::Status& status);
-
 // Sends one request and receives one response. Deadline and status as RunStream.
 absl::Status RunUnary(Connection& connection, const std::string& method,
                       const grpc::ByteBuffer& request, absl::Time deadline,

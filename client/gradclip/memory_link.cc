@@ -18,9 +18,6 @@
 namespace gradclip {
 namespace {
 
-// Longer than any reason that a server gives.
-constexpr uint32_t kMaxMessageBytes = 4096;
-
 // How long to knock where the queue of the socket is full: many ranks may start at once.
 constexpr absl::Duration kKnockTimeout = absl::Seconds(10);
 constexpr absl::Duration kKnockAgainAfter = absl::Milliseconds(2);
@@ -151,7 +148,7 @@ absl::Status MemoryLink::Exchange(const Memory& memory, absl::Time deadline) {
   if (absl::Status got = Receive(socket_, bytes, deadline); !got.ok()) return got;
   const auto answer = FromBytes<RegistrationAnswer>(bytes);
   constexpr auto kLastStatus = static_cast<uint32_t>(absl::StatusCode::kUnauthenticated);
-  if (answer.status > kLastStatus || answer.message_bytes > kMaxMessageBytes ||
+  if (answer.status > kLastStatus || answer.message_bytes > RegistrationAnswer::kMostMessageBytes ||
       (answer.status == 0 && answer.token == RegionToken{})) {
     return absl::InternalError(absl::StrFormat(
         "what it sent is no answer to a registration: status %d, a message of %d bytes; check that "

@@ -36,11 +36,14 @@ class RegisteredRegion {
   // was registered for a call before. Else another server listens at the memory socket: refused.
   bool Forgotten();
 
+  // Gives the region up: the next call registers anew.
+  void Forget() { link_.reset(); }
+
   // Whether a refusal stands, so that no call need ask.
   bool Refused() const;
   const absl::Status& refusal() const { return refusal_; }
 
-  // Gives the region up; false where a call may still use it after `patience`.
+  // Forget(), and waits until no call uses the region; false where one may after `patience`.
   bool Release(absl::Duration patience);
 
   // What a call sends. REQUIRES: Ensure() was true.

@@ -24,12 +24,13 @@ constexpr ReplyMode kFastestShared = ReplyMode::kCoefficient;
 // so between two pieces of work.
 constexpr absl::Duration kReleaseTimeout = absl::Seconds(5);
 
-// Whether a call in place that failed has left the memory as it was: the server itself refused,
-// before the result that goes before its first write.
+// Whether a call in place that failed has left the memory as it was. These are codes by which a
+// server refuses before its first write, and which no transport makes of a lost connection, as it
+// does with UNAVAILABLE. (Where the norm was given, a server writes as ranges come; the result goes
+// before.)
 bool ChangedNothing(const absl::Status& status, const ClipReply& reply,
                     const OutgoingRanges& ranges) {
   if (ranges.sent() == 0) return true;
-  if (!IsFromServer(status)) return false;
   switch (status.code()) {
     case absl::StatusCode::kNotFound:  // of the region; with one message, before all else
       return !reply.has_result() || ranges.sent() == 1;
@@ -38,7 +39,6 @@ bool ChangedNothing(const absl::Status& status, const ClipReply& reply,
     case absl::StatusCode::kResourceExhausted:
     case absl::StatusCode::kPermissionDenied:
     case absl::StatusCode::kUnimplemented:
-    case absl::StatusCode::kUnavailable:
       return !reply.has_result();
     default:
       return false;
@@ -92,6 +92,8 @@ absl::Status SharedCalls::TryShared(Connection& connection, absl::Time deadline,
     const absl::Status ended = run(connection, ranges, changed);
     shared_ = ended.ok();
     if (changed) return DataLoss(ended, region_.Release(kReleaseTimeout));
+    // Perhaps of a region that has lost pages: it stays refused.
+    if (absl::IsFailedPrecondition(ended)) region_.Forget();
     if (!absl::IsNotFound(ended)) return ended;
     if (!region_.Forgotten()) return absl::OkStatus();
   }

@@ -18,6 +18,11 @@ inline const std::string kGradients = GRADCLIP_TEST_DATA "/gradients/";
 
 class Command : public testing::Test {
  protected:
+  // shares: the server has a memory socket, in the folder.
+  explicit Command(bool shares = false)
+      : server_(shares ? std::vector<std::string>{"--memory-socket=" + memory_socket()}
+                       : std::vector<std::string>()) {}
+
   struct Ran {
     int status = 0;
     std::string out;
@@ -38,6 +43,8 @@ class Command : public testing::Test {
     ran.err = process.err();
     return ran;
   }
+
+  std::string memory_socket() const { return folder_ / "memory"; }
 
   std::string Out(const std::string& name) const { return folder_ / name; }
 

@@ -1,5 +1,5 @@
-// The golden cases through a real server and the real client: clipped in every reply mode, and
-// measured.
+// The golden cases through a real server and the real client: clipped in every reply mode, streamed
+// and in shared memory, and measured.
 #include "tests/model/golden.h"
 
 #include <gmock/gmock.h>
@@ -11,6 +11,8 @@
 #include <vector>
 
 #include "gradclip/client.h"
+#include "gradclip/shared_gradient.h"
+#include "tests/client/files/file_bytes.h"
 #include "tests/model/answer.h"
 #include "tests/model/model.h"
 #include "tests/server/rpc/server_fixture.h"
@@ -25,6 +27,7 @@ bool Same(double a, double b) {
 struct Mode {
   std::string name;
   ReplyMode reply;
+  bool shared = false;
   std::string backend;
 };
 
@@ -86,7 +89,32 @@ class GoldenCases : public ServerTest, public testing::WithParamInterface<Mode> 
  protected:
   GoldenCases() {
     options_.backend = GetParam().backend;
+    if (GetParam().shared) {
+      options_.memory_socket = folder_ / "memory";
+      options_.max_shared_bytes = options_.memory_budget;
+      options_.max_shared_bytes_per_peer = options_.memory_budget;
+    }
     Serve();
+  }
+
+  // Clips by way of the mode.
+  static absl::StatusOr<ClipAnswer> Clip(Client& client, Memory& memory,
+                                         const gradclip::ClipOptions& options) {
+    if (!GetParam().shared) return client.Clip(memory.tensors, options);
+    SharedGradientOptions required;
+    required.require_shared = true;
+    auto gradient = SharedGradient::Make(client, memory.tensors, required);
+    if (!gradient.ok()) return gradient.status();
+    for (size_t i = 0; i < memory.bytes.size(); ++i) {
+      memory.bytes[i].copy(static_cast<char*>(gradient->tensors()[i].data), std::string::npos);
+    }
+    const absl::StatusOr<ClipAnswer> answer = gradient->Clip(options);
+    for (size_t i = 0; i < memory.bytes.size(); ++i) {
+      std::string& bytes = memory.bytes[i];
+      bytes.assign(static_cast<const char*>(gradient->tensors()[i].data), bytes.size());
+    }
+    EXPECT_EQ(gradient->shared(), answer.ok() && !Join(memory.bytes).empty());
+    return answer;
   }
 
   // Everything about one case.
@@ -99,7 +127,7 @@ class GoldenCases : public ServerTest, public testing::WithParamInterface<Mode> 
     options.reply = GetParam().reply;
     if (golden.error_if_nonfinite) options.nonfinite = NonfinitePolicy::kError;
 
-    const absl::StatusOr<ClipAnswer> answer = client.Clip(memory.tensors, options);
+    const absl::StatusOr<ClipAnswer> answer = Clip(client, memory, options);
     if (golden.torch_raises) {
       EXPECT_EQ(answer.status().code(), absl::StatusCode::kFailedPrecondition);
       EXPECT_EQ(Join(memory.bytes), before);
@@ -147,6 +175,8 @@ class GoldenCases : public ServerTest, public testing::WithParamInterface<Mode> 
           << "element " << at / size << ": " << ours << " is not PyTorch's " << torch;
     }
   }
+
+  const Folder folder_;
 };
 
 TEST_P(GoldenCases, AreAnsweredRight) {
@@ -207,9 +237,11 @@ std::vector<std::string> UsableBackends() {
 std::vector<Mode> Modes() {
   std::vector<Mode> modes;
   for (const std::string& backend : UsableBackends()) {
-    modes.push_back({"Coefficient", ReplyMode::kCoefficient, backend});
-    modes.push_back({"Gradient", ReplyMode::kGradient, backend});
-    modes.push_back({"IfChanged", ReplyMode::kGradientIfChanged, backend});
+    modes.push_back({"Coefficient", ReplyMode::kCoefficient, false, backend});
+    modes.push_back({"Gradient", ReplyMode::kGradient, false, backend});
+    modes.push_back({"IfChanged", ReplyMode::kGradientIfChanged, false, backend});
+    modes.push_back({"SharedCoefficient", ReplyMode::kCoefficient, true, backend});
+    modes.push_back({"SharedInPlace", ReplyMode::kGradientIfChanged, true, backend});
   }
   return modes;
 }

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "gradclip/client.h"
+#include "gradclip/shared_gradient.h"
 
 int main(int argc, char** argv) {
   if (argc != 2) {
@@ -28,5 +29,14 @@ int main(int argc, char** argv) {
   }
   std::printf("norm %g, coefficient %g: weight %g %g %g %g, bias %g\n", answer->norm.total_norm,
               answer->coefficient, weight[0], weight[1], weight[2], weight[3], bias[0]);
+
+  // The same in memory that the server shares: nothing is sent.
+  auto shared = gradclip::SharedGradient::Make(client, {{{"w", gradclip::DType::kFloat32, {2}}}});
+  if (!shared.ok()) return 1;
+  float* const w = static_cast<float*>(shared->tensors()[0].data);
+  w[0] = 5;
+  w[1] = 12;
+  if (!shared->Clip(options).ok()) return 1;
+  std::printf("%s: %g %g\n", shared->shared() ? "shared" : "streamed", w[0], w[1]);
   return 0;
 }

@@ -76,6 +76,8 @@ TEST(CommandLine, RefusesUnknownWordsAndSuggestsTheClosest) {
             "gradclip: unknown flag --output (did you mean --out?); see gradclip clip --help");
   EXPECT_EQ(Failure({"clip", kGradient, "--max", "1"}),
             "gradclip: unknown flag --max (did you mean --max-norm?); see gradclip clip --help");
+  EXPECT_EQ(Failure({"norm", kGradient, "--share"}),
+            "gradclip: unknown flag --share (did you mean --shared?); see gradclip norm --help");
   EXPECT_EQ(Failure({"help"}),
             "gradclip: unknown command help (did you mean --help?); see gradclip --help");
   EXPECT_EQ(Failure({"version"}),
@@ -122,6 +124,13 @@ TEST(CommandLine, RefusesValuesOutsideTheirRange) {
               HasSubstr("--nonfinite: must be one of propagate, error, skip, zero, not ignore"));
   EXPECT_THAT(refused("--reply", "all"),
               HasSubstr("--reply: must be one of coefficient, gradient, if-changed, not all"));
+  for (const char* uids : {"me", "-1", "1000,", "4294967295"}) {
+    EXPECT_EQ(
+        refused("--server-uids", uids),
+        std::string("gradclip: --server-uids: must be user ids with commas between them, as in "
+                    "1000,1001, not ") +
+            uids + "; see gradclip clip --help");
+  }
   EXPECT_THAT(Failure({"bench", "--bytes", "much"}), HasSubstr("--bytes: must be a size"));
   EXPECT_THAT(Failure({"bench", "--rounds", "0"}), HasSubstr("--rounds: must be a whole number"));
   for (const char* rounds : {"1.5", "1e3", "10000001", "-1"}) {
@@ -207,10 +216,12 @@ TEST(Command, SaysInOneLineThatTheServerCannotBeReached) {
   const auto unreachable = AllOf(HasSubstr(nowhere), HasSubstr("--server"));
   for (const std::vector<std::string>& arguments : std::vector<std::vector<std::string>>{
            {"norm", kGradient},
+           {"norm", kGradient, "--shared"},
            {"clip", kGradient, "--max-norm", "1", "-o", folder / "out.safetensors"},
            {"info"},
            {"health"},
-           {"bench", "--bytes", "4KiB"}}) {
+           {"bench", "--bytes", "4KiB"},
+           {"bench", "--bytes", "4KiB", "--shared", "--server-uids", "1,2"}}) {
     std::vector<std::string> with_server = arguments;
     with_server.insert(with_server.end(), {"--server", nowhere, "--timeout", "10s"});
     EXPECT_THAT(Failure(with_server), unreachable) << arguments[0];

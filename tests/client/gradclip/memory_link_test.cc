@@ -114,7 +114,7 @@ TEST_F(MemoryLinkTest, RefusesAnswersThatAreNone) {
   const std::vector<std::string> answers = {
       std::string(24, 'x'),                     // a status of 2021161080
       FakeMemorySocket::Message(17, {}, "no"),  // the last one is 16
-      FakeMemorySocket::Message(3, {}, std::string(4097, 'y')),
+      FakeMemorySocket::Message(3, {}, std::string(1025, 'y')),
       FakeMemorySocket::Message(0, {}, ""),  // OK without a token
   };
   for (const std::string& answer : answers) {
@@ -122,7 +122,7 @@ TEST_F(MemoryLinkTest, RefusesAnswersThatAreNone) {
     EXPECT_EQ(status.code(), absl::StatusCode::kInternal) << status;
     EXPECT_THAT(status.message(), HasSubstr("is no answer to a registration"));
   }
-  EXPECT_EQ(RefusalOf(FakeMemorySocket::Refuse(3, std::string(4096, 'y'))).code(),
+  EXPECT_EQ(RefusalOf(FakeMemorySocket::Refuse(3, std::string(1024, 'y'))).code(),
             absl::StatusCode::kInvalidArgument);
 }
 

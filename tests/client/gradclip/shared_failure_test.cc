@@ -36,8 +36,8 @@ TEST_F(SharedFailure, GivesTheServersRefusalWithItsAddress) {
   SharedGradient gradient = Make();
   for (const ReplyMode mode : {ReplyMode::kCoefficient, ReplyMode::kGradient}) {
     for (const auto code :
-         {grpc::StatusCode::INVALID_ARGUMENT, grpc::StatusCode::FAILED_PRECONDITION,
-          grpc::StatusCode::RESOURCE_EXHAUSTED}) {
+         {grpc::StatusCode::INVALID_ARGUMENT, grpc::StatusCode::RESOURCE_EXHAUSTED,
+          grpc::StatusCode::PERMISSION_DENIED}) {
       FailWith(grpc::Status(code, "because"));
       const absl::Status status = gradient.Clip(MaxNorm(1, mode)).status();
       EXPECT_EQ(static_cast<int>(status.code()), static_cast<int>(code)) << status;
@@ -49,34 +49,42 @@ TEST_F(SharedFailure, GivesTheServersRefusalWithItsAddress) {
   EXPECT_THAT(Values(gradient), ElementsAre(2, 3, 4, 2, 3));
 }
 
-TEST_F(SharedFailure, IsTriedAgainWhereTheServerIsUnavailable) {
+TEST_F(SharedFailure, RegistersAnewWhereTheRegionMayHaveLostPages) {
   SharedGradient gradient = Make();
-  for (const ReplyMode mode : {ReplyMode::kCoefficient, ReplyMode::kGradient}) {
-    Fill(gradient);
-    calls_ = 0;
-    server_.clip = [&](ClipStream& stream) {
-      if (++calls_ <= 2) return grpc::Status(grpc::StatusCode::UNAVAILABLE, "draining");
-      return Clip(stream);
-    };
-    const auto answer = gradient.Clip(MaxNorm(1, mode));
-    ASSERT_TRUE(answer.ok()) << answer.status();
-    EXPECT_EQ(calls_, 3);
-    EXPECT_TRUE(gradient.shared());
-    EXPECT_THAT(Values(gradient), ElementsAre(1, 1.5, 2, 1, 1.5));
-  }
+  FailWith(grpc::Status(grpc::StatusCode::FAILED_PRECONDITION, "the region has lost pages"));
+  EXPECT_EQ(gradient.Clip(MaxNorm(1)).status().code(), Code::kFailedPrecondition);
+  EXPECT_TRUE(gradient.ComputeNorm().ok());
+  EXPECT_EQ(socket_->regions().size(), 2u);
 }
 
-TEST_F(SharedFailure, IsTriedAgainWhereAReadingCallLosesItsConnection) {
+TEST_F(SharedFailure, IsTriedAgainWhereTheServerOnlyReads) {
   SharedGradient gradient = Make();
   server_.clip = [&](ClipStream& stream) {
-    if (++calls_ == 1) {
+    if (++calls_ == 1) return grpc::Status(grpc::StatusCode::UNAVAILABLE, "draining");
+    if (calls_ == 2) {
       ReadAll(stream);
       return grpc::Status(grpc::StatusCode::UNAVAILABLE, "lost");
     }
     return Clip(stream);
   };
   ASSERT_TRUE(gradient.Clip(MaxNorm(1)).ok());
-  EXPECT_EQ(calls_, 2);
+  EXPECT_EQ(calls_, 3);
+  EXPECT_TRUE(gradient.shared());
+  EXPECT_THAT(Values(gradient), ElementsAre(1, 1.5, 2, 1, 1.5));
+}
+
+TEST_F(SharedFailure, IsTriedAgainInPlaceUntilTheMemoryIsHandedOver) {
+  SharedGradient gradient = Make();
+  std::atomic<int> infos = 0;
+  server_.info = [&](v1::GetServerInfoResponse& response) {
+    if (++infos <= 2) return grpc::Status(grpc::StatusCode::UNAVAILABLE, "starting");
+    response.set_memory_socket(path_);
+    return grpc::Status::OK;
+  };
+  ASSERT_TRUE(gradient.Clip(MaxNorm(1, ReplyMode::kGradient)).ok());
+  EXPECT_EQ(infos, 3);
+  EXPECT_TRUE(gradient.shared());
+  EXPECT_THAT(Values(gradient), ElementsAre(1, 1.5, 2, 1, 1.5));
 }
 
 TEST_F(SharedFailure, IsDataLossAndNeverTriedAgainWhereTheServerMayHaveWritten) {
