@@ -74,10 +74,12 @@ GuardedMapping::~GuardedMapping() {
 }
 
 absl::Status GuardedMapping::Populate() {
-  // For whole huge pages only: one that reaches beyond the end would hold more memory than the
-  // region's length, for which it is charged. A hint: it fails where the system is built without.
+  // Hints, which fail where the system is built without. Not for the rest at the end: a huge page
+  // there would hold more memory than the region's length, for which it is charged.
   const uint64_t huge_bytes = length_ / kHugePageBytes * kHugePageBytes;
+  const uint64_t rest_bytes = WholePages(length_) - huge_bytes;
   if (huge_bytes > 0) madvise(data_, huge_bytes, MADV_HUGEPAGE);
+  if (rest_bytes > 0) madvise(data_ + huge_bytes, rest_bytes, MADV_NOHUGEPAGE);
   const int advice = writable_ ? MADV_POPULATE_WRITE : MADV_POPULATE_READ;
   int error = EAGAIN;
   for (int tries = 0; tries < 100 && (error == EAGAIN || error == EINTR); ++tries) {

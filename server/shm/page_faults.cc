@@ -24,6 +24,7 @@ struct GuardedRange {
   std::atomic<int> protection = 0;
   std::atomic<std::atomic<bool>*> broken = nullptr;
 
+  std::atomic<int> replaced = 0;      // pages so far
   GuardedRange* next_free = nullptr;  // guarded by `mutex`
 };
 
@@ -34,6 +35,11 @@ static_assert(std::atomic<uintptr_t>::is_always_lock_free);
 static_assert(std::atomic<int>::is_always_lock_free);
 static_assert(std::atomic<std::atomic<bool>*>::is_always_lock_free);
 static_assert(std::atomic<bool>::is_always_lock_free);
+
+// Pages of a range that are replaced one by one; the next takes the whole range with it. Each
+// splits a mapping in three, and a process that has the most it may have (vm.max_map_count, 65,530)
+// can replace no more. The whole range at once would need memory for all of it, if it is written.
+constexpr int kMostLonePages = 16;
 
 // Slots in blocks that are added where they run out and never freed, since a handler may be reading
 // any of them. The first holds what the default limit of regions needs.
@@ -72,11 +78,10 @@ bool Replace(uintptr_t address) {
       if (address < begin || address >= end || slot.changes != changes) continue;
       // Before anyone can read a zero that is not the owner's.
       broken->store(true);
-      if (MapZeros(address - address % page_bytes, page_bytes, protection) != MAP_FAILED) {
+      if (slot.replaced++ < kMostLonePages &&
+          MapZeros(address - address % page_bytes, page_bytes, protection) != MAP_FAILED) {
         return true;
       }
-      // Each lone page is a mapping, and the system allows so many (vm.max_map_count). The whole
-      // range is as many as it was before.
       return MapZeros(begin, end - begin, protection) != MAP_FAILED;
     }
   }
@@ -138,6 +143,7 @@ void Set(GuardedRange& slot, uintptr_t begin, uintptr_t end, int protection,
   slot.end = end;
   slot.protection = protection;
   slot.broken = broken;
+  slot.replaced = 0;
   ++slot.changes;
 }
 

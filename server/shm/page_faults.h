@@ -1,5 +1,6 @@
 // Survives memory that turns out not to be there: where a page of a guarded range cannot be read or
 // written (SIGBUS), a page of zeros takes its place, a flag is set, and whoever touched it goes on.
+// Where many pages of a range are missing, zeros take the place of all of it.
 //
 // Works by the process's action for SIGBUS, taken over when the first range is guarded and then
 // kept. Faults anywhere else go to the action that was there before, so the process dies as it

@@ -123,7 +123,7 @@ Gradient LargeGradient(uint64_t bytes) {
   return Gradient(shapes);
 }
 
-Gradient TransformerGradient() {
+std::vector<std::vector<int64_t>> TransformerShapes() {
   std::vector<std::vector<int64_t>> shapes = {{82, 96}, {64, 96}};
   for (int block = 0; block < 3; ++block) {
     for (const std::vector<int64_t>& shape : std::initializer_list<std::vector<int64_t>>{{96},
@@ -145,7 +145,15 @@ Gradient TransformerGradient() {
        std::initializer_list<std::vector<int64_t>>{{96}, {96}, {82, 96}}) {
     shapes.push_back(shape);
   }
-  return Gradient(shapes);
+  return shapes;
+}
+
+Gradient TransformerGradient() {
+  return Gradient(TransformerShapes());
+}
+
+Gradient ManySmallTensors() {
+  return Gradient(std::vector<std::vector<int64_t>>(4000, std::vector<int64_t>{64}));
 }
 
 Gradient OneElement() {

@@ -64,6 +64,10 @@ Gradient LargeGradient(uint64_t bytes);
 // The 41 tensors, 1.4 MB, of a small character transformer.
 Gradient TransformerGradient();
 Gradient OneElement();
+Gradient ManySmallTensors();  // 4,000 of 64 elements
+
+// The shapes of TransformerGradient().
+std::vector<std::vector<int64_t>> TransformerShapes();
 
 // max_norm that clips these gradients whatever their size, without making elements subnormal, and
 // one that never does.

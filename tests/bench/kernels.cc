@@ -1,7 +1,5 @@
 // How near norm and scaling come to the speed of memory.
 #include <algorithm>
-#include <atomic>
-#include <limits>
 #include <thread>
 #include <vector>
 
@@ -9,7 +7,7 @@
 #include "server/backend/backend.h"
 #include "server/norm/gradient_norm.h"
 #include "tests/bench/gradient.h"
-#include "tests/bench/plain.h"
+#include "tests/bench/passes.h"
 #include "tests/bench/sections.h"
 
 namespace gradclip::bench {
@@ -17,7 +15,7 @@ namespace {
 
 // Work comes to the kernels in slices of a received message, and in segments of the arena.
 constexpr size_t kSliceBytes = size_t{64} << 10;
-constexpr size_t kSegmentBytes = size_t{1} << 20;
+constexpr size_t kSegmentBytes = kPartBytes;
 
 // Passes are short, so there are several in a round.
 constexpr int kPassesInRound = 3;
@@ -27,42 +25,6 @@ constexpr double kCoefficient = 0.999;
 // F16, BF16 and F64 what they are.
 constexpr float kPlainFactor = 1;
 
-// Where results go, so that no pass is optimised away.
-std::atomic<double> result;
-
-// Seconds in which `threads` threads do `work`, each on its part of the memory.
-template <typename Work>
-absl::StatusOr<double> OnThreads(unsigned threads, std::span<std::byte> memory, const Work& work) {
-  return TimeOf([&] {
-    const size_t part = memory.size() / threads / kSegmentBytes * kSegmentBytes;
-    std::vector<std::jthread> others;
-    for (unsigned i = 1; i < threads; ++i) {
-      const size_t begin = i * part;
-      others.emplace_back(work,
-                          memory.subspan(begin, i + 1 == threads ? memory.size() - begin : part));
-    }
-    work(memory.first(threads == 1 ? memory.size() : part));
-    return absl::OkStatus();
-  });
-}
-
-// The pass that is the fastest here.
-template <typename Pass, typename Run>
-absl::StatusOr<Pass> Fastest(const std::vector<Pass>& passes, const Run& run) {
-  Pass fastest = passes.front();
-  double least = std::numeric_limits<double>::infinity();
-  for (int round = 0; round < 3; ++round) {
-    for (const Pass pass : passes) {
-      const absl::StatusOr<double> seconds = run(pass);
-      if (!seconds.ok()) return seconds.status();
-      if (*seconds >= least) continue;
-      least = *seconds;
-      fastest = pass;
-    }
-  }
-  return fastest;
-}
-
 class Kernels {
  public:
   Kernels(Bench& bench, const Backend& backend, std::span<std::byte> memory)
@@ -71,7 +33,7 @@ class Kernels {
   absl::Status CompareNorm(DType dtype, unsigned threads, std::optional<Goal> goal) {
     const auto read = [&](ReadPass pass) {
       return OnThreads(threads, memory_, [pass](std::span<std::byte> part) {
-        result = static_cast<double>(pass(part));
+        SinkOfResults() = static_cast<double>(pass(part));
       });
     };
     const absl::StatusOr<ReadPass> fastest = Fastest(ReadPasses(), read);
@@ -84,7 +46,7 @@ class Kernels {
           measured.Add(part.data() + at, kSliceBytes / ElementSize(dtype));
         }
         measured.EndTensor();
-        result = measured.total().Norm();
+        SinkOfResults() = measured.total().Norm();
       });
     };
     return Add("norm", "read pass", dtype, threads, goal, norm, [&] { return read(*fastest); });

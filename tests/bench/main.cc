@@ -28,6 +28,7 @@ const Section kSections[] = {
     {"kernels", gradclip::bench::RunKernels}, {"rpcs", gradclip::bench::RunRpcs},
     {"latency", gradclip::bench::RunLatency}, {"parallel", gradclip::bench::RunParallel},
     {"memory", gradclip::bench::RunMemory},   {"pytorch", gradclip::bench::RunPyTorch},
+    {"shared", gradclip::bench::RunShared},
 };
 
 int Fail(const absl::Status& status) {
@@ -76,6 +77,9 @@ int main(int argc, char** argv) {
   CLI::App app("Measures GradClip against what memory and gRPC can do, in the same rounds.",
                "gradclip-bench");
   app.add_option("--only", only, "Sections to run")->check(CLI::IsMember(names));
+  bool shared = false;
+  app.add_flag("--shared", shared,
+               "The same as --only shared: shared memory, with PyTorch beside it");
   app.add_option("--rounds", settings.rounds, "Rounds to take medians of")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
@@ -89,12 +93,13 @@ int main(int argc, char** argv) {
                  "Be the raw gRPC server that GradClip is compared with, at these addresses")
       ->option_text("ADDRESS");
   app.footer(
-      "Takes some minutes and 2 GiB of memory. The machine should be idle. The exit status "
+      "Takes some minutes and 4 GiB of memory. The machine should be idle. The exit status "
       "is 0 whether goals are met or not.");
   CLI11_PARSE(app, argc, argv);
 
   if (!raw_addresses.empty()) return Fail(gradclip::bench::ServeRaw(raw_addresses));
   if (settings.quick) settings.rounds = 2;
+  if (shared) only.emplace_back("shared");
   Report report(json == "-" ? nullptr : &std::cout);
   if (absl::Status run = RunSections(settings, only, report); !run.ok()) return Fail(run);
   if (!json.empty()) {

@@ -83,6 +83,11 @@ class RawService final
       grpc::CallbackServerContext*) override {
     return new KeepAndEcho();
   }
+  // Answers with an empty message.
+  grpc::Status GetServerInfo(grpc::ServerContext*, const v1::GetServerInfoRequest*,
+                             v1::GetServerInfoResponse*) override {
+    return grpc::Status::OK;
+  }
 };
 
 }  // namespace

@@ -22,6 +22,7 @@ absl::Status RunLatency(Bench& bench);
 absl::Status RunParallel(Bench& bench);
 absl::Status RunMemory(Bench& bench);
 absl::Status RunPyTorch(Bench& bench);
+absl::Status RunShared(Bench& bench);
 
 }  // namespace gradclip::bench
 

@@ -59,13 +59,15 @@ ScratchFolder::~ScratchFolder() {
   std::filesystem::remove_all(path_, ignored);
 }
 
-absl::StatusOr<RunningServer> StartOurs(const ScratchFolder& folder) {
+absl::StatusOr<RunningServer> StartOurs(const ScratchFolder& folder, bool shares_memory) {
   const absl::StatusOr<std::filesystem::path> self = ThisProgram();
   if (!self.ok()) return self.status();
   const std::string socket = folder.path() + "/ours";
   std::filesystem::remove(socket);
-  return Start((self->parent_path() / "gradclip-server").string(),
-               {"--listen=127.0.0.1:0", "--listen=unix:" + socket}, folder.path() + "/ours.log");
+  std::vector<std::string> arguments = {"--listen=127.0.0.1:0", "--listen=unix:" + socket};
+  if (shares_memory) arguments.push_back("--memory-socket=" + folder.path() + "/memory");
+  return Start((self->parent_path() / "gradclip-server").string(), arguments,
+               folder.path() + "/ours.log");
 }
 
 absl::StatusOr<RunningServer> StartRaw(const ScratchFolder& folder) {
@@ -77,8 +79,8 @@ absl::StatusOr<RunningServer> StartRaw(const ScratchFolder& folder) {
                folder.path() + "/raw.log");
 }
 
-absl::StatusOr<ServerPair> StartBoth(const ScratchFolder& folder) {
-  absl::StatusOr<RunningServer> ours = StartOurs(folder);
+absl::StatusOr<ServerPair> StartBoth(const ScratchFolder& folder, bool shares_memory) {
+  absl::StatusOr<RunningServer> ours = StartOurs(folder, shares_memory);
   if (!ours.ok()) return ours.status();
   absl::StatusOr<RunningServer> raw = StartRaw(folder);
   if (!raw.ok()) return raw.status();

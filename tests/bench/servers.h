@@ -33,8 +33,8 @@ struct RunningServer {
   std::string unix_socket;
 };
 
-// The gradclip-server that lies beside this program.
-absl::StatusOr<RunningServer> StartOurs(const ScratchFolder& folder);
+// The gradclip-server that lies beside this program, with or without a memory socket.
+absl::StatusOr<RunningServer> StartOurs(const ScratchFolder& folder, bool shares_memory = false);
 // This program with --serve-raw.
 absl::StatusOr<RunningServer> StartRaw(const ScratchFolder& folder);
 
@@ -42,7 +42,7 @@ struct ServerPair {
   RunningServer ours;
   RunningServer raw;
 };
-absl::StatusOr<ServerPair> StartBoth(const ScratchFolder& folder);
+absl::StatusOr<ServerPair> StartBoth(const ScratchFolder& folder, bool shares_memory = false);
 
 // The same transport to both servers.
 struct Transport {
