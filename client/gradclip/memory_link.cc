@@ -143,9 +143,12 @@ absl::StatusOr<std::unique_ptr<MemoryLink>> MemoryLink::Register(const std::stri
 }
 
 absl::Status MemoryLink::Exchange(const Memory& memory, absl::Time deadline) {
-  if (absl::Status sent = Send(socket_, memory); !sent.ok()) return sent;
+  // Whom a server does not let in it tells so without reading, and closes: sending may then fail.
+  const absl::Status sent = Send(socket_, memory);
   std::array<std::byte, RegistrationAnswer::kBytes> bytes;
-  if (absl::Status got = Receive(socket_, bytes, deadline); !got.ok()) return got;
+  const absl::Status answered =
+      sent.ok() ? Receive(socket_, bytes, deadline) : Receive(socket_, bytes, absl::InfinitePast());
+  if (!answered.ok()) return sent.ok() ? answered : sent;
   const auto answer = FromBytes<RegistrationAnswer>(bytes);
   constexpr auto kLastStatus = static_cast<uint32_t>(absl::StatusCode::kUnauthenticated);
   if (answer.status > kLastStatus || answer.message_bytes > RegistrationAnswer::kMostMessageBytes ||

@@ -6,6 +6,8 @@
 #include <sys/wait.h>
 
 #include <algorithm>
+#include <atomic>
+#include <cmath>
 #include <csignal>
 #include <cstring>
 #include <memory>
@@ -148,11 +150,14 @@ TEST_F(Sharing, IsDataLossAtMostWhereTheServerIsKilledAmidACall) {
   auto gradient = Ones(client, kElements);
   ASSERT_TRUE(gradient.ok());
   absl::Status status;
-  std::thread caller(
-      [&] { status = gradient->Clip(Half(kElements, ReplyMode::kGradient)).status(); });
+  std::atomic<bool> ended = false;
+  std::thread caller([&] {
+    status = gradient->Clip(Half(kElements, ReplyMode::kGradient)).status();
+    ended = true;
+  });
   // The server begins somewhere; every 4096th element is looked at.
   auto* const values = static_cast<float*>(gradient->tensors()[0].data);
-  for (int64_t i = 0;; i = (i + 4096) % kElements) {
+  for (int64_t i = 0; !ended; i = (i + 4096) % kElements) {
     float value;
     __atomic_load(&values[i], &value, __ATOMIC_RELAXED);
     if (value != 1.0f) break;

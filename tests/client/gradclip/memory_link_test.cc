@@ -40,6 +40,22 @@ class MemoryLinkTest : public ::testing::Test {
     return status;
   }
 
+  sockaddr_un Address() const {
+    sockaddr_un address = {};
+    address.sun_family = AF_UNIX;
+    std::copy(path_.begin(), path_.end(), address.sun_path);
+    return address;
+  }
+
+  // A socket that listens at the path.
+  int Listen(int queue) const {
+    const int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    const sockaddr_un address = Address();
+    EXPECT_EQ(bind(listener, reinterpret_cast<const sockaddr*>(&address), sizeof(address)), 0);
+    EXPECT_EQ(listen(listener, queue), 0);
+    return listener;
+  }
+
   const Folder folder_;
   const std::string path_ = folder_ / "memory";
   absl::StatusOr<SharedMemory> memory_ = SharedMemory::Create(5000);
@@ -105,6 +121,26 @@ TEST_F(MemoryLinkTest, GivesTheServersRefusal) {
   EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(status.message(), HasSubstr(": 1024 regions: --max-regions"));
   EXPECT_THAT(RefusalOf(FakeMemorySocket::Refuse(7, "\xff")).message(), HasSubstr("\\xff"));
+}
+
+TEST_F(MemoryLinkTest, GivesTheRefusalOfAServerThatDoesNotReadFirst) {
+  const int listener = Listen(/*queue=*/8);
+  constexpr int kTimes = 50;  // before and after the registration is sent
+  std::thread server([listener] {
+    const std::string no = FakeMemorySocket::Message(7, {}, "user 5 may not");
+    for (int i = 0; i < kTimes; ++i) {
+      const int accepted = accept(listener, nullptr, nullptr);
+      send(accepted, no.data(), no.size(), MSG_NOSIGNAL);
+      close(accepted);
+    }
+  });
+  for (int i = 0; i < kTimes; ++i) {
+    const absl::Status status = Register().status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kPermissionDenied) << status;
+    EXPECT_THAT(status.message(), HasSubstr("user 5 may not"));
+  }
+  server.join();
+  close(listener);
 }
 
 TEST_F(MemoryLinkTest, RefusesAnswersThatAreNone) {
@@ -173,16 +209,12 @@ TEST_F(MemoryLinkTest, SaysWhyNobodyAnswersAtAPath) {
 }
 
 TEST_F(MemoryLinkTest, KnocksAgainWhereTheQueueIsFull) {
-  const int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  sockaddr_un address = {};
-  address.sun_family = AF_UNIX;
-  std::copy(path_.begin(), path_.end(), address.sun_path);
-  const auto* const place = reinterpret_cast<const sockaddr*>(&address);
-  ASSERT_EQ(bind(listener, place, sizeof(address)), 0);
-  ASSERT_EQ(listen(listener, 0), 0);
+  const int listener = Listen(/*queue=*/0);
+  const sockaddr_un address = Address();
   std::vector<int> waiting;
   while (true) {
     waiting.push_back(socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+    const auto* const place = reinterpret_cast<const sockaddr*>(&address);
     if (connect(waiting.back(), place, sizeof(address)) != 0) break;
   }
   EXPECT_EQ(Register(false, absl::Now() + absl::Milliseconds(30)).status().code(),

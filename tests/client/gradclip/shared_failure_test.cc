@@ -1,5 +1,6 @@
 // A shared gradient with servers that refuse, fail or stop amid a call.
 #include <atomic>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -147,16 +148,17 @@ TEST_F(SharedFailure, IsDataLossWhereTheServerBreaksTheContract) {
 
 TEST_F(SharedFailure, ReturnsOnlyOnceTheServerHasLetGoOfTheMemory) {
   SharedGradient gradient = Make();
-  absl::Notification over;
-  server_.clip = [&](ClipStream& stream) {
+  // Outlives the thread that waits for it.
+  const auto over = std::make_shared<absl::Notification>();
+  server_.clip = [over](ClipStream& stream) {
     ReadAll(stream);
-    over.WaitForNotification();
+    over->WaitForNotification();
     return grpc::Status::OK;
   };
   std::atomic<bool> released = false;
-  socket_->BeforeClose([&] {
+  socket_->BeforeClose([&released, over] {
     released = true;
-    over.Notify();
+    over->Notify();
   });
   CallOptions call;
   call.timeout = absl::Milliseconds(300);
@@ -169,11 +171,12 @@ TEST_F(SharedFailure, ReturnsOnlyOnceTheServerHasLetGoOfTheMemory) {
 
 TEST_F(SharedFailure, SaysWhereTheServerDoesNotLetGo) {
   SharedGradient gradient = Make();
-  absl::Notification over;
+  // Outlives the thread that waits for it.
+  const auto over = std::make_shared<absl::Notification>();
   FailWith(grpc::Status(grpc::StatusCode::INTERNAL, "oops"));
-  socket_->BeforeClose([&] { over.WaitForNotification(); });
+  socket_->BeforeClose([over] { over->WaitForNotification(); });
   const absl::Status status = gradient.Clip(MaxNorm(1, ReplyMode::kGradient)).status();
-  over.Notify();
+  over->Notify();
   EXPECT_EQ(status.code(), Code::kDataLoss);
   EXPECT_THAT(status.message(), HasSubstr("has not let go of it, may still write to it"));
 }
