@@ -13,6 +13,7 @@
 #include <grpcpp/grpcpp.h>
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -115,8 +116,11 @@ class Call : public Watched, public std::enable_shared_from_this<Call> {
   void TakeAlone(const Pieces& pieces);  // and read on afterwards
   bool Measure(const Pieces& pieces);    // false where that ended the call
 
-  // Where data has come that must be kept, waits for memory and takes the message again then.
-  bool AwaitsAdmission();
+  // Goes on as these say.
+  void GoOn(bool again);
+
+  // Data has come that must be kept, and nothing has been admitted yet: `then` takes it.
+  void AdmitBefore(std::function<void()> then);
   void TakeShared(const v1::SharedRanges& ranges);
   // Runs the session's work, here or in the pool, and goes on with `then`.
   void RunWork(void (Call::*then)());
@@ -137,8 +141,8 @@ class Call : public Watched, public std::enable_shared_from_this<Call> {
 
   grpc::ByteBuffer incoming_;
   MemoryBudget::Reservation declarations_;
-  bool message_waits_ = false;  // incoming_ is to be taken once there is memory
-  bool ended_short_ = false;    // the requests ended before they were complete
+  std::function<void()> once_admitted_;  // null: OnAdmitted()
+  bool ended_short_ = false;             // the requests ended before they were complete
 
   std::mutex mutex_;
   // Guarded by mutex_.
@@ -174,8 +178,12 @@ void Call::ParseAndTake(const std::string& serialised, MemoryBudget::Reservation
       return environment_.regions == nullptr ? Admit() : OnAdmitted();
     }
     case Request::kData:
-      if (AwaitsAdmission()) return;
-      return TakeAlone({std::as_bytes(std::span(request.data()))});
+      if (session_.bytes_to_keep() == 0) {
+        return TakeAlone({std::as_bytes(std::span(request.data()))});
+      }
+      return AdmitBefore([this, data = std::move(*request.mutable_data())] {
+        TakeAlone({std::as_bytes(std::span(data))});
+      });
     case Request::kShared:
       declarations_.Absorb(std::move(declarations));
       return TakeShared(request.shared());
