@@ -3,7 +3,7 @@
 #include "gradclip/shared_gradient.h"
 
 #include <gmock/gmock.h>
-#include <sys/mman.h>
+#include <sys/wait.h>
 
 #include <algorithm>
 #include <csignal>
@@ -36,6 +36,11 @@ class Sharing : public testing::Test {
   void Kill() {
     server_->process().Signal(SIGKILL);
     server_.reset();  // which waits
+  }
+  // Returns once none of its threads runs.
+  void Stop() {
+    server_->process().Signal(SIGSTOP);
+    ASSERT_EQ(waitpid(server_->process().pid(), nullptr, WUNTRACED), server_->process().pid());
   }
 
   static SharedGradientOptions Required() {
@@ -172,7 +177,7 @@ TEST_F(Sharing, OfAServerThatStopsEndsAtTheDeadline) {
   // Registered for writing, and a connection is there.
   ASSERT_TRUE(gradient->Clip(Half(kElements, ReplyMode::kGradient)).ok());
   Fill(*gradient);
-  server_->process().Signal(SIGSTOP);
+  Stop();
   CallOptions call;
   call.timeout = absl::Milliseconds(500);
   absl::Status status = gradient->Clip(Half(kElements, ReplyMode::kCoefficient), call).status();
@@ -187,7 +192,7 @@ TEST_F(Sharing, SaysThatAStoppedServerMayStillWrite) {
   auto gradient = Ones(client, kElements);
   ASSERT_TRUE(gradient->Clip(Half(kElements, ReplyMode::kGradient)).ok());
   Fill(*gradient);
-  server_->process().Signal(SIGSTOP);
+  Stop();
   CallOptions call;
   call.timeout = absl::Milliseconds(500);
   const absl::Status status = gradient->Clip(Half(kElements, ReplyMode::kGradient), call).status();
