@@ -27,6 +27,12 @@ grpc::Status ToGrpcStatus(const absl::Status& status) {
   return grpc::Status(static_cast<grpc::StatusCode>(status.code()), std::string(status.message()));
 }
 
+absl::Status Draining() {
+  return absl::UnavailableError(
+      "the server is draining, because it was told to stop: it takes no new calls. Try again: "
+      "another server, or its successor, will");
+}
+
 absl::Status Call::CallerLeft() {
   return absl::CancelledError("the caller cancelled or went away");
 }
@@ -45,7 +51,7 @@ Call::Call(Environment& environment, grpc::CallbackServerContext* context, std::
       begin_(std::chrono::steady_clock::now()) {}
 
 void Call::Begin() {
-  environment_.watchdog.Add(shared_from_this());
+  if (!environment_.watchdog.Add(shared_from_this())) return End(Draining());
   Read();
 }
 

@@ -34,6 +34,9 @@ namespace gradclip {
 // The gRPC status of the same code and message.
 grpc::Status ToGrpcStatus(const absl::Status& status);
 
+// What a call is told that came after the server had begun to drain.
+absl::Status Draining();
+
 class Call : public Watched, public std::enable_shared_from_this<Call> {
  public:
   ~Call() override = default;
@@ -60,7 +63,8 @@ class Call : public Watched, public std::enable_shared_from_this<Call> {
 
   // --- What the reactor calls ---
 
-  void Begin();          // once; the call owns itself from here to OnEnded()
+  // Once; the call owns itself from here to OnEnded(). Refused by a server that drains.
+  void Begin();
   void OnRead(bool ok);  // from OnReadDone
   void OnCancelled();    // from OnCancel
   void OnEnded();        // from OnDone
