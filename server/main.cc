@@ -1,12 +1,8 @@
 // gradclip-server: reads its options, serves, and drains on SIGTERM or SIGINT.
 #include <grpc/grpc.h>
 #include <pthread.h>
-#include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
-#include <algorithm>
-#include <cerrno>
 #include <csignal>
 #include <cstdlib>
 #include <iostream>
@@ -28,6 +24,7 @@
 #include "server/observe/log.h"
 #include "server/options/options.h"
 #include "server/rpc/server.h"
+#include "server/shm/unix_socket.h"
 
 namespace {
 
@@ -60,28 +57,13 @@ void SilenceLibraries() {
 #endif
 }
 
-// Whether a process listens on the unix socket at `path`, rather than having left it behind.
-bool IsAnswered(absl::string_view path) {
-  sockaddr_un address = {};
-  address.sun_family = AF_UNIX;
-  if (path.size() >= sizeof(address.sun_path)) return false;
-  std::copy(path.begin(), path.end(), address.sun_path);
-  const int connection = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-  if (connection < 0) return false;
-  const bool answered =
-      connect(connection, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0 ||
-      errno == EAGAIN;  // many others wait to be answered
-  close(connection);
-  return answered;
-}
-
 // gRPC replaces any unix socket that it finds, be it another server's.
 absl::Status CheckUnixSocketsAreFree(const Options& options) {
   for (const std::string& listen : options.listen) {
     absl::string_view path = listen;
     if (!absl::ConsumePrefix(&path, "unix:")) continue;
     absl::ConsumePrefix(&path, "//");
-    if (IsAnswered(path)) {
+    if (gradclip::LookAtSocket(std::string(path)) == gradclip::SocketFile::kAnswered) {
       return absl::UnavailableError(
           absl::StrCat("cannot listen on ", listen,
                        ": another process does; stop it, or choose another with --listen"));

@@ -190,7 +190,8 @@ const std::vector<Flag>& AllFlags() {
        "whole message: a slow network wants small ones, or a longer time.",
        "60s", false, DurationFrom(&Options::idle_timeout, absl::Milliseconds(1))},
       {"drain-timeout", "DURATION",
-       "How long running calls may take to end after SIGTERM or SIGINT; 0 for no time at all.",
+       "How long running calls may take to end after SIGTERM or SIGINT, and their callers to take\n"
+       "the replies; 0 for no time at all.",
        "30s", false, DurationFrom(&Options::drain_timeout, absl::ZeroDuration())},
       {"arena-trim-interval", "DURATION",
        "How often memory that no call has used in the meantime is given back to the system.", "60s",

@@ -27,6 +27,12 @@ grpc::Status ToGrpcStatus(const absl::Status& status) {
   return grpc::Status(static_cast<grpc::StatusCode>(status.code()), std::string(status.message()));
 }
 
+absl::Status Draining() {
+  return absl::UnavailableError(
+      "the server is draining, because it was told to stop: it takes no new calls. Try again: "
+      "another server, or its successor, will");
+}
+
 absl::Status Call::CallerLeft() {
   return absl::CancelledError("the caller cancelled or went away");
 }
@@ -45,7 +51,7 @@ Call::Call(Environment& environment, grpc::CallbackServerContext* context, std::
       begin_(std::chrono::steady_clock::now()) {}
 
 void Call::Begin() {
-  environment_.watchdog.Add(shared_from_this());
+  if (!environment_.watchdog.Add(shared_from_this())) return End(Draining());
   Read();
 }
 
@@ -62,8 +68,11 @@ void Call::OnRead(bool ok) {
       return;
     }
   }
-  while (TakeRead(ok) && NextHasCome(&ok)) {
-  }
+  GoOn(TakeRead(ok));
+}
+
+void Call::GoOn(bool again) {
+  for (bool ok = true; again && NextHasCome(&ok);) again = TakeRead(ok);
 }
 
 bool Call::NextHasCome(bool* ok) {
@@ -99,7 +108,7 @@ bool Call::TakeRead(bool ok) {
 }
 
 bool Call::TakeMessage() {
-  const ReceivedMessage message(incoming_);
+  ReceivedMessage message(incoming_);
   if (message.size() > environment_.max_message_bytes) {
     End(absl::ResourceExhaustedError(absl::StrFormat(
         "a message has %d bytes; the limit is %d (--max-message-bytes). Send the gradient in more "
@@ -109,7 +118,12 @@ bool Call::TakeMessage() {
     return false;
   }
   Pieces pieces = message.pieces();
-  if (StripDataHeader(pieces)) return TakeData(pieces);
+  if (StripDataHeader(pieces)) {
+    if (session_.bytes_to_keep() == 0) return TakeData(pieces);
+    const auto held = std::make_shared<ReceivedMessage>(std::move(message));
+    AdmitBefore([this, held, pieces] { GoOn(TakeData(pieces)); });
+    return false;
+  }
 
   const std::string serialised = message.Flatten();
   const absl::StatusOr<uint64_t> bytes =
@@ -145,7 +159,6 @@ bool Call::TakeData(const Pieces& pieces) {
     End(std::move(may));
     return false;
   }
-  if (AwaitsAdmission()) return false;
   if (session_.passes_through() || bytes < kLeastToReadAhead) {
     TakeAlone(pieces);
     return false;
@@ -173,15 +186,10 @@ bool Call::Measure(const Pieces& pieces) {
   return true;
 }
 
-bool Call::AwaitsAdmission() {
-  if (session_.bytes_to_keep() == 0) return false;
-  if (absl::Status may = session_.CheckBytesToKeep(); !may.ok()) {
-    End(std::move(may));
-  } else {
-    message_waits_ = true;
-    Admit();
-  }
-  return true;
+void Call::AdmitBefore(std::function<void()> then) {
+  if (absl::Status may = session_.CheckBytesToKeep(); !may.ok()) return End(std::move(may));
+  once_admitted_ = std::move(then);
+  Admit();
 }
 
 void Call::TakeShared(const v1::SharedRanges& ranges) {
@@ -245,9 +253,9 @@ void Call::Keep(MemoryBudget::Reservation reservation) {
   session_.PrepareToKeep();
   kept_ = std::make_shared<Kept>(
       Kept{environment_.memory, std::move(reservation), session_.gradient()});
-  if (!std::exchange(message_waits_, false)) return OnAdmitted();
-  for (bool ok = true, again = TakeMessage(); again && NextHasCome(&ok); again = TakeRead(ok)) {
-  }
+  if (once_admitted_ == nullptr) return OnAdmitted();
+  const std::function<void()> then = std::exchange(once_admitted_, nullptr);
+  then();
 }
 
 bool Call::LeaveQueue() {

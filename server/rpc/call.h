@@ -13,6 +13,7 @@
 #include <grpcpp/grpcpp.h>
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -32,6 +33,9 @@ namespace gradclip {
 
 // The gRPC status of the same code and message.
 grpc::Status ToGrpcStatus(const absl::Status& status);
+
+// What a call is told that came after the server had begun to drain.
+absl::Status Draining();
 
 class Call : public Watched, public std::enable_shared_from_this<Call> {
  public:
@@ -59,7 +63,8 @@ class Call : public Watched, public std::enable_shared_from_this<Call> {
 
   // --- What the reactor calls ---
 
-  void Begin();          // once; the call owns itself from here to OnEnded()
+  // Once; the call owns itself from here to OnEnded(). Refused by a server that drains.
+  void Begin();
   void OnRead(bool ok);  // from OnReadDone
   void OnCancelled();    // from OnCancel
   void OnEnded();        // from OnDone
@@ -115,8 +120,11 @@ class Call : public Watched, public std::enable_shared_from_this<Call> {
   void TakeAlone(const Pieces& pieces);  // and read on afterwards
   bool Measure(const Pieces& pieces);    // false where that ended the call
 
-  // Where data has come that must be kept, waits for memory and takes the message again then.
-  bool AwaitsAdmission();
+  // Goes on as these say.
+  void GoOn(bool again);
+
+  // Data has come that must be kept, and nothing has been admitted yet: `then` takes it.
+  void AdmitBefore(std::function<void()> then);
   void TakeShared(const v1::SharedRanges& ranges);
   // Runs the session's work, here or in the pool, and goes on with `then`.
   void RunWork(void (Call::*then)());
@@ -137,8 +145,8 @@ class Call : public Watched, public std::enable_shared_from_this<Call> {
 
   grpc::ByteBuffer incoming_;
   MemoryBudget::Reservation declarations_;
-  bool message_waits_ = false;  // incoming_ is to be taken once there is memory
-  bool ended_short_ = false;    // the requests ended before they were complete
+  std::function<void()> once_admitted_;  // null: OnAdmitted()
+  bool ended_short_ = false;             // the requests ended before they were complete
 
   std::mutex mutex_;
   // Guarded by mutex_.
@@ -174,8 +182,12 @@ void Call::ParseAndTake(const std::string& serialised, MemoryBudget::Reservation
       return environment_.regions == nullptr ? Admit() : OnAdmitted();
     }
     case Request::kData:
-      if (AwaitsAdmission()) return;
-      return TakeAlone({std::as_bytes(std::span(request.data()))});
+      if (session_.bytes_to_keep() == 0) {
+        return TakeAlone({std::as_bytes(std::span(request.data()))});
+      }
+      return AdmitBefore([this, data = std::move(*request.mutable_data())] {
+        TakeAlone({std::as_bytes(std::span(data))});
+      });
     case Request::kShared:
       declarations_.Absorb(std::move(declarations));
       return TakeShared(request.shared());

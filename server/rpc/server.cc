@@ -14,8 +14,10 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "server/memory/heap.h"
+#include "server/rpc/unread.h"
 
 namespace gradclip {
 namespace {
@@ -24,8 +26,9 @@ namespace {
 // much is refused by gRPC in its own, before it is held in memory.
 constexpr uint64_t kTransportMessageFactor = 4;
 
-// For what gRPC has still to write when the last call has ended; it does not say when it has.
-constexpr absl::Duration kTimeToHear = absl::Milliseconds(100);
+// How long peers have to read what their kernels hold, and to say so to gRPC, before they are cut
+// off. Only a peer that runs out of processor time needs more than milliseconds.
+constexpr absl::Duration kTimeToHear = absl::Seconds(1);
 
 // What parsed start messages of all calls may hold: beside the gradients, never waiting for them.
 uint64_t DeclarationBudget(uint64_t memory_budget) {
@@ -154,16 +157,32 @@ absl::Status Server::Listen(const Options& options) {
   return absl::OkStatus();
 }
 
+// Context: once gRPC's shutdown has begun, it closes a connection with the last call on it, though
+// the kernel still holds megabytes of that call's reply. The caller's next window update then meets
+// a closed socket, which answers with a reset, and the rest of the reply is lost.
+//
+// Decision: the shutdown begins when the running calls have ended and what they wrote has been
+// taken. It then sends GOAWAY and a PING, and closes a connection when the PING is answered, which
+// a caller does after it has read all that came before.
+//
+// Consequences: until then we refuse new calls ourselves, and the listeners stay open. Clients that
+// read nothing between their calls, as ours, do not answer the PING; they are cut off after a
+// while.
 void Server::Drain(absl::Duration timeout) {
-  server_->GetHealthCheckService()->SetServingStatus(false);
   const SteadyTime deadline = std::chrono::steady_clock::now() + absl::ToChronoNanoseconds(timeout);
-  std::thread shutdown([&] { server_->Shutdown(absl::ToChronoTime(absl::Now() + timeout)); });
-  // Watches of the health service have no end of their own: they'd keep it until the deadline.
-  // They are cut once no call runs and they have had time to hear that the server is going away.
-  // (Then again: a call may have come in before the shutdown began.)
+  server_->GetHealthCheckService()->SetServingStatus(false);
+  watchdog_.Close();
   watchdog_.AwaitNone(deadline);
-  absl::SleepFor(std::min(kTimeToHear, timeout));
-  watchdog_.AwaitNone(deadline);
+  AwaitRead(addresses_, deadline);
+  const absl::Duration left =
+      std::max(absl::ZeroDuration(), absl::FromChrono(deadline - std::chrono::steady_clock::now()));
+  absl::Notification gone;
+  std::thread shutdown([&] {
+    server_->Shutdown(absl::ToChronoTime(absl::Now() + left));
+    gone.Notify();
+  });
+  // Watches of the health service have no end of their own, and idle callers may not answer.
+  gone.WaitForNotificationWithTimeout(std::min(kTimeToHear, left));
   grpc_server_cancel_all_calls(server_->c_server());
   shutdown.join();
 }

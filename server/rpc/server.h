@@ -39,8 +39,9 @@ class Server {
   uint64_t reserved_bytes() const { return memory_->gradients.used_bytes(); }
   uint64_t waiting_calls() const { return memory_->gradients.waiting(); }
 
-  // Health turns NOT_SERVING, new calls are refused, running ones may end until `timeout` has
-  // passed and are cancelled then. Returns once none is left.
+  // Health turns NOT_SERVING, new calls are refused (UNAVAILABLE), running ones may end and their
+  // callers take the replies until `timeout` has passed; what is left then is cancelled. Returns
+  // once no call and no connection is left.
   void Drain(absl::Duration timeout);
 
  private:

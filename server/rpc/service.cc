@@ -25,16 +25,20 @@ grpc::ServerUnaryReactor* Service::GetServerInfo(grpc::CallbackServerContext* co
                                                  const v1::GetServerInfoRequest* /*request*/,
                                                  v1::GetServerInfoResponse* response) {
   const SteadyTime begin = std::chrono::steady_clock::now();
-  *response = info_;
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   CallRecord record;
+  if (environment_.watchdog.closed()) {
+    record.status = Draining();
+  } else {
+    *response = info_;
+  }
   record.call_id = environment_.next_call_id.fetch_add(1, std::memory_order_relaxed);
   record.peer = context->peer();
   record.rpc = "GetServerInfo";
   record.milliseconds =
       absl::ToDoubleMilliseconds(absl::FromChrono(std::chrono::steady_clock::now() - begin));
   environment_.log.Call(record);
-  reactor->Finish(grpc::Status::OK);
+  reactor->Finish(ToGrpcStatus(record.status));
   return reactor;
 }
 

@@ -19,22 +19,37 @@ Watchdog::~Watchdog() {
   thread_.join();
 }
 
-void Watchdog::Add(std::shared_ptr<Watched> watched) {
+bool Watchdog::Add(std::shared_ptr<Watched> watched) {
   const std::lock_guard lock(mutex_);
   Watched* const key = watched.get();
-  watched_.emplace(key, std::move(watched));
+  const bool in_time = !closed_;
+  watched_.emplace(key, Entry{std::move(watched), in_time});
+  if (in_time) ++in_time_;
+  return in_time;
 }
 
 void Watchdog::Remove(Watched* watched) {
-  std::shared_ptr<Watched> last;  // destroyed after the lock is given back
+  Entry last;  // destroyed after the lock is given back
   const std::lock_guard lock(mutex_);
-  if (auto node = watched_.extract(watched)) last = std::move(node.mapped());
-  if (watched_.empty()) changed_.notify_all();
+  auto node = watched_.extract(watched);
+  if (!node) return;
+  last = std::move(node.mapped());
+  if (last.in_time && --in_time_ == 0) changed_.notify_all();
+}
+
+void Watchdog::Close() {
+  const std::lock_guard lock(mutex_);
+  closed_ = true;
+}
+
+bool Watchdog::closed() const {
+  const std::lock_guard lock(mutex_);
+  return closed_;
 }
 
 void Watchdog::AwaitNone(SteadyTime deadline) {
   std::unique_lock lock(mutex_);
-  changed_.wait_until(lock, deadline, [this] { return watched_.empty(); });
+  changed_.wait_until(lock, deadline, [this] { return in_time_ == 0; });
 }
 
 void Watchdog::Post(std::function<void()> work) {
@@ -63,8 +78,8 @@ void Watchdog::Run(absl::Duration interval, absl::Duration chore_interval,
       now = std::chrono::steady_clock::now();
       if (now >= next_look) {  // else it was woken for what is posted
         next_look = now + look_every;
-        for (const auto& [key, watched] : watched_) {
-          if (watched->ShouldExpire(now)) expired.push_back(watched);
+        for (const auto& [key, entry] : watched_) {
+          if (entry.watched->ShouldExpire(now)) expired.push_back(entry.watched);
         }
       }
     }

@@ -6,6 +6,7 @@
 
 #include <chrono>
 #include <condition_variable>
+#include <cstddef>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -38,23 +39,35 @@ class Watchdog {
   Watchdog(absl::Duration interval, absl::Duration chore_interval, std::function<void()> chore);
   ~Watchdog();  // REQUIRES: nothing is watched any more
 
-  // Shares in owning `watched` until Remove().
-  void Add(std::shared_ptr<Watched> watched);
+  // Shares in owning `watched` until Remove(). False after Close(): it is watched all the same, and
+  // AwaitNone() does not wait for it.
+  [[nodiscard]] bool Add(std::shared_ptr<Watched> watched);
   void Remove(Watched* watched);
-  // Waits until nothing is watched, or for the deadline.
+
+  // Whatever is added from here on came too late.
+  void Close();
+  bool closed() const;
+  // Waits until nothing is left of what was added in time, or for the deadline.
   void AwaitNone(SteadyTime deadline);
 
   // Runs `work` on the watchdog's thread, soon. It must not block.
   void Post(std::function<void()> work);
 
  private:
+  struct Entry {
+    std::shared_ptr<Watched> watched;
+    bool in_time = false;  // counted in in_time_
+  };
+
   void Run(absl::Duration interval, absl::Duration chore_interval,
            const std::function<void()>& chore);
 
-  std::mutex mutex_;
-  std::condition_variable changed_;  // nothing is watched any more, posted_ or stop_
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;  // in_time_ is 0 again, posted_ or stop_
   // Guarded by mutex_.
-  std::unordered_map<Watched*, std::shared_ptr<Watched>> watched_;
+  std::unordered_map<Watched*, Entry> watched_;
+  size_t in_time_ = 0;
+  bool closed_ = false;
   std::vector<std::function<void()>> posted_;
   bool stop_ = false;
   std::thread thread_;

@@ -44,7 +44,6 @@ class GuardedMapping {
 
   std::byte* const data_;
   const uint64_t length_;
-  const bool writable_;
   const std::atomic<bool>& broken_;
   std::optional<PageFaultGuard> guard_;
 };

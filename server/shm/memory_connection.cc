@@ -11,6 +11,18 @@
 #include "absl/strings/string_view.h"
 
 namespace gradclip {
+namespace {
+
+// How often a peer that waits for its memory has it looked for; calls take about as long.
+constexpr std::chrono::milliseconds kReleaseInterval(5);
+
+// Both directions are closed: nobody waits there any more.
+bool HungUp(int socket) {
+  pollfd polled = {socket, 0, 0};
+  return poll(&polled, 1, 0) > 0;
+}
+
+}  // namespace
 
 std::string AnswerBytes(const absl::Status& status, const RegionToken& token) {
   const absl::string_view message =
@@ -37,16 +49,18 @@ MemoryConnection::~MemoryConnection() {
   for (const RegionToken& token : tokens_) regions_.Forget(token);
   log_.Info("memory connection closed", {{"uid", peer_.uid},
                                          {"pid", peer_.pid},
-                                         {"regions", tokens_.size()},
+                                         {"regions", registered_},
                                          {"bytes", bytes_},
                                          {"reason", ending_}});
 }
 
 short MemoryConnection::events() const {
+  if (releasing()) return 0;
   return unsent_.empty() ? POLLIN : POLLOUT;
 }
 
 bool MemoryConnection::Advance(Time now) {
+  if (releasing()) return Release(now);
   if (unsent_.empty()) {
     switch (reader_.Read(socket())) {
       case RegistrationReader::Progress::kWaiting:
@@ -56,7 +70,7 @@ bool MemoryConnection::Advance(Time now) {
         break;
       case RegistrationReader::Progress::kEnded:
         set_ending(reader_.ending());
-        return false;
+        return Release(now);
     }
   }
   if (!unsent_.empty() && !SendAnswer()) return false;
@@ -66,6 +80,17 @@ bool MemoryConnection::Advance(Time now) {
     deadline_ = now + timeout_;
   }
   return true;
+}
+
+bool MemoryConnection::Release(Time now) {
+  for (const RegionToken& token : tokens_) {
+    in_use_.push_back(regions_.Find(token));
+    regions_.Forget(token);
+  }
+  tokens_.clear();
+  std::erase_if(in_use_, [](const std::weak_ptr<Region>& region) { return region.expired(); });
+  deadline_ = now + kReleaseInterval;
+  return releasing() && !HungUp(socket());
 }
 
 void MemoryConnection::Serve() {
@@ -82,6 +107,7 @@ void MemoryConnection::Serve() {
     if (registered.ok()) {
       token = *registered;
       tokens_.push_back(token);
+      ++registered_;
       bytes_ += registration.length;
     }
   }

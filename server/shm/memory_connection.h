@@ -7,6 +7,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -46,14 +47,18 @@ class MemoryConnection {
 
   int socket() const { return socket_.get(); }
   short events() const;  // to poll() for
-  bool has_region() const { return !tokens_.empty(); }
+  bool has_region() const { return !tokens_.empty() || !in_use_.empty(); }
 
   // Does what can be done without waiting for the peer; registering takes as long as
   // Region::Map(). False: it is over.
   bool Advance(Time now);
 
-  // When it has taken too long, where nothing comes until then.
+  // When it has taken too long, where nothing comes until then; while releasing(), when to look
+  // again.
   std::optional<Time> deadline() const { return deadline_; }
+
+  // The peer has half-closed, and waits until no call uses its regions any more.
+  bool releasing() const { return !in_use_.empty(); }
 
   // Why it is over, for the log.
   void set_ending(std::string_view reason) { ending_ = std::string(reason); }
@@ -63,6 +68,8 @@ class MemoryConnection {
   void Serve();
   // Sends what the peer has room for. False: the connection is over.
   bool SendAnswer();
+  // Forgets the regions. False: no call uses any of them.
+  bool Release(Time now);
 
   const FileDescriptor socket_;
   const MemoryPeer peer_;
@@ -75,7 +82,9 @@ class MemoryConnection {
   std::string unsent_;        // of the answer; nothing is read until it is sent
   bool last_answer_ = false;  // the connection ends with it
   std::vector<RegionToken> tokens_;
-  uint64_t bytes_ = 0;  // of the regions
+  std::vector<std::weak_ptr<Region>> in_use_;  // forgotten, but perhaps not by calls
+  uint64_t registered_ = 0;                    // regions
+  uint64_t bytes_ = 0;                         // of the regions
   std::string ending_ = "the server stops";
 };
 

@@ -105,7 +105,8 @@ class MemorySocket::Impl {
   void Advance(const std::vector<pollfd>& polled, Time now) {
     for (size_t i = 0; i < connections_.size(); ++i) {
       std::unique_ptr<MemoryConnection>& connection = connections_[i];
-      if (polled[kFirstConnection + i].revents != 0 && !connection->Advance(now)) {
+      if ((polled[kFirstConnection + i].revents != 0 || connection->releasing()) &&
+          !connection->Advance(now)) {
         connection.reset();
       } else if (connection->deadline().has_value() && *connection->deadline() <= now) {
         connection->set_ending("idle for longer than --idle-timeout");

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -83,15 +84,14 @@ absl::StatusOr<std::shared_ptr<Region>> Region::Map(int memfd, uint64_t length, 
   region->file_ = {file.st_dev, file.st_ino};
   region->size_ = length;
 
-  // Writable first: finding pages to be written finds them for all. What is sealed against writing
-  // is mapped privately, which is the same to a reader: before Linux 6.7 the system took any shared
-  // mapping for one that could be made writable.
   if (!read_only) {
     auto writable = GuardedMapping::Map(memfd, length, true, MAP_SHARED, region->broken_);
     if (!writable.ok()) return writable.status();
     region->writable_ = *std::move(writable);
     if (absl::Status status = region->writable_->Populate(); !status.ok()) return status;
   }
+  // What is sealed against writing is mapped privately, which is the same to a reader: before
+  // Linux 6.7 the system took any shared mapping for one that could be made writable.
   const bool sealed = (fcntl(memfd, F_GET_SEALS) & F_SEAL_WRITE) != 0;
   auto readable =
       GuardedMapping::Map(memfd, length, false, sealed ? MAP_PRIVATE : MAP_SHARED, region->broken_);

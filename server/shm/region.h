@@ -25,9 +25,10 @@ class Region {
   static absl::Status Check(int memfd, uint64_t length, bool read_only);
 
   // Maps the `length` bytes of `memfd`, all of its pages present, and leaves `memfd` open.
-  // read_only: the server may not write. Takes a while where pages have to be found: some 0.3 s per
-  // GiB. Check()'s errors; FAILED_PRECONDITION, too, where `memfd` is not open for it;
-  // RESOURCE_EXHAUSTED: the system has no memory for it. Nothing stays mapped on error.
+  // read_only: the server may not write. Takes a while: some 0.3 s per GiB, and 1.2 where the
+  // system has to find pages first. Check()'s errors; FAILED_PRECONDITION, too, where `memfd` is
+  // not open for it; RESOURCE_EXHAUSTED: the system has no memory for it. Nothing stays mapped on
+  // error.
   static absl::StatusOr<std::shared_ptr<Region>> Map(int memfd, uint64_t length, bool read_only);
   ~Region();  // unmaps
 

@@ -34,7 +34,7 @@ const sockaddr* Generic(const sockaddr_un& address) {
 
 SocketFile LookAtSocket(const std::string& path) {
   struct stat file = {};
-  if (lstat(path.c_str(), &file) != 0) {
+  if (stat(path.c_str(), &file) != 0) {
     return errno == ENOENT ? SocketFile::kMissing : SocketFile::kOther;
   }
   const std::optional<sockaddr_un> address = AddressOf(path);

@@ -1,4 +1,4 @@
-// The client library and a server that is killed, stopped or restarted while they talk.
+// The client library and a server that is killed, stopped, drained or restarted while they talk.
 #include <gmock/gmock.h>
 
 #include <algorithm>
@@ -120,6 +120,29 @@ TEST_F(ConnectionLoss, OfAServerThatStopsEndsAtTheDeadline) {
   EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss) << status;
   EXPECT_THAT(status.message(), HasSubstr("DEADLINE_EXCEEDED: the call's timeout is over"));
   EXPECT_GT(Halved(), 0);
+}
+
+TEST_F(ConnectionLoss, IsNoneForACallThatRunsWhenTheServerIsToldToStop) {
+  for (const ReplyMode reply : {ReplyMode::kGradientIfChanged, ReplyMode::kGradient}) {
+    std::fill(values_.begin(), values_.end(), 1.0f);
+    Client client(address_);
+    const auto answer = Clip(client, reply, AtHalf([this] { server_->process().Signal(SIGTERM); }));
+    EXPECT_TRUE(answer.ok()) << answer.status();
+    EXPECT_EQ(Halved(), static_cast<int64_t>(kElements));
+    EXPECT_EQ(server_->process().Wait(), 0);
+    server_ = Serve();
+  }
+}
+
+TEST_F(ConnectionLoss, OfAnIdleClientIsNotPutOffUntilTheDrainTimeout) {
+  server_.reset();
+  server_ = std::make_unique<ServerProcess>(
+      std::vector<std::string>{"--listen=" + address_, "--drain-timeout=24h"});
+  Client client(address_);
+  const auto answer = Clip(client, ReplyMode::kGradientIfChanged, {});
+  EXPECT_TRUE(answer.ok()) << answer.status();
+  server_->process().Signal(SIGTERM);
+  EXPECT_EQ(server_->process().Wait(), 0);
 }
 
 }  // namespace

@@ -273,9 +273,9 @@ TEST(Options, HelpStatesEveryFlagItsVariableAndItsDefault) {
 
 TEST(Options, DefaultsThatHelpStatesAreThoseThatHold) {
   for (const Flag& flag : AllFlags()) {
-    const absl::string_view in_words[] = {"memory-budget",         "max-call-bytes",
-                                          "memory-socket",         "memory-socket-uids",
-                                          "max-shared-bytes",      "max-shared-bytes-per-peer",
+    const absl::string_view in_words[] = {"memory-budget",    "max-call-bytes",
+                                          "memory-socket",    "memory-socket-uids",
+                                          "max-shared-bytes", "max-shared-bytes-per-peer",
                                           "compute-threads"};
     if (std::count(std::begin(in_words), std::end(in_words), flag.name) > 0) continue;
     const absl::StatusOr<Options> defaults = Parse({});
@@ -322,7 +322,7 @@ TEST(Options, SharedMemoryHasTheMemoryBudgetForItsLimitUnlessItIsTold) {
 
 TEST(Options, RefuseWhatIsNoPathOfASocketAndNoUser) {
   for (const char* argument :
-       {"--memory-socket=gradclip.sock", "--memory-socket=", "--memory-socket-uids=root",
+       {"--memory-socket=gradclip.sock", "--memory-socket-uids=root",
         "--memory-socket-uids=4294967295", "--memory-socket-uids=-1", "--max-regions=0",
         "--max-regions=4097", "--max-ranges=0", "--compute-threads=0"}) {
     const absl::StatusOr<Options> options = Parse({argument});

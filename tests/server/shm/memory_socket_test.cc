@@ -53,6 +53,30 @@ TEST_F(MemorySocketTest, ARegionInUseStaysMappedAfterItsConnectionHasClosed) {
   EXPECT_EQ(budget_.used_bytes(), 0);
 }
 
+TEST_F(MemorySocketTest, ClosesAHalfClosedConnectionOnceNobodyUsesItsRegions) {
+  Listen();
+  RegionToken token;
+  MemoryClient client = Registered(kMiB, &token);
+  std::shared_ptr<Region> used = registry_->Find(token);
+  shutdown(client.socket(), SHUT_WR);
+  EXPECT_TRUE(Await([&] { return registry_->Find(token) == nullptr; }));
+  // Others are served meanwhile, several times over what it takes to look again.
+  for (int i = 0; i < 20; ++i) Registered(kMiB);
+  char byte;
+  EXPECT_EQ(recv(client.socket(), &byte, 1, MSG_DONTWAIT), -1);
+  EXPECT_EQ(errno, EAGAIN);
+  used.reset();
+  EXPECT_TRUE(client.AwaitEnd());
+
+  // One who does not wait is not waited for.
+  client = Registered(kMiB, &token);
+  used = registry_->Find(token);
+  shutdown(client.socket(), SHUT_WR);
+  EXPECT_TRUE(Await([&] { return registry_->Find(token) == nullptr; }));
+  client.Close();
+  EXPECT_TRUE(AwaitConnections(0));
+}
+
 TEST_F(MemorySocketTest, RegistersSeveralOneAfterAnother) {
   Listen();
   MemoryClient client = Connect();

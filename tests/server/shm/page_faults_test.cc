@@ -55,8 +55,9 @@ class PageFaults : public testing::Test {
 };
 
 // A page of a file that has none, guarded by nobody.
-std::byte* MapBeyondTheEnd() {
-  void* pages = mmap(nullptr, PageBytes(), PROT_READ, MAP_SHARED, MakeMemfd(0).get(), 0);
+std::byte* MapBeyondTheEnd(std::byte* at = nullptr) {
+  const int flags = at == nullptr ? MAP_SHARED : MAP_SHARED | MAP_FIXED;
+  void* pages = mmap(at, PageBytes(), PROT_READ, flags, MakeMemfd(0).get(), 0);
   EXPECT_NE(pages, MAP_FAILED);
   return static_cast<std::byte*>(pages);
 }
@@ -149,6 +150,7 @@ TEST_F(PageFaults, HoldsWhileRangesComeAndGo) {
   constexpr int kThreads = 4;
   constexpr int kRounds = 300;
   std::vector<std::thread> threads;
+  threads.reserve(kThreads);
   for (int i = 0; i < kThreads; ++i) {
     threads.emplace_back([] {
       for (int round = 0; round < kRounds; ++round) {
@@ -169,11 +171,13 @@ TEST_F(PageFaults, HoldsWhileRangesComeAndGo) {
 }
 
 TEST_F(PageFaults, ManyThreadsMayMeetTheSamePages) {
+  constexpr int kThreads = 4;
   constexpr uint64_t kPages = 256;
   Map(kPages, /*writable=*/false);
   ShrinkTo(0);
   std::vector<std::thread> threads;
-  for (int i = 0; i < 4; ++i) {
+  threads.reserve(kThreads);
+  for (int i = 0; i < kThreads; ++i) {
     threads.emplace_back([&] {
       for (uint64_t page = 0; page < kPages; ++page) Touch(Page(page));
       EXPECT_TRUE(broken_);
@@ -204,8 +208,7 @@ TEST_F(PageFaultsDeathTest, AFaultWhereARangeWasEndsTheProcess) {
         Map(1, /*writable=*/false);
         std::byte* const was = Page(0);
         mapping_.reset();
-        mmap(was, PageBytes(), PROT_READ, MAP_SHARED | MAP_FIXED, MakeMemfd(0).get(), 0);
-        Touch(was);
+        Touch(MapBeyondTheEnd(was));
       },
       DiesOfSigbus, "");
 }

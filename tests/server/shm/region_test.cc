@@ -13,7 +13,6 @@
 namespace gradclip {
 namespace {
 
-using ::testing::AllOf;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
