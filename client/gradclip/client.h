@@ -90,7 +90,7 @@ struct ClipAnswer {
   double coefficient = 1;
   bool clipped = false;
   bool skipped = false;
-  bool gradient_follows = false;  // the server clips: bytes came back, or it wrote shared memory
+  bool gradient_follows = false;  // clipped bytes came back; of shared memory never
 };
 
 struct BackendInfo {
