@@ -1,7 +1,5 @@
 #include "server/pool/worker_pool.h"
 
-#include <oneapi/tbb/info.h>
-
 #include <atomic>
 #include <utility>
 
@@ -24,13 +22,7 @@ struct WorkerPool::Job {
   }
 };
 
-WorkerPool::WorkerPool(int threads)
-    : threads_(threads > 0 ? threads : oneapi::tbb::info::default_concurrency()),
-      // One more than ours: TBB counts the thread that hands over work, though none of ours helps.
-      limit_(oneapi::tbb::global_control::max_allowed_parallelism, threads_ + 1),
-      arena_(threads_, /*reserved_for_masters=*/0) {
-  arena_.initialize();
-}
+WorkerPool::WorkerPool(int threads) : threads_(threads) {}
 
 WorkerPool::~WorkerPool() {
   std::unique_lock lock(mutex_);
@@ -43,12 +35,14 @@ void WorkerPool::Run(size_t tasks, std::function<void(size_t)> task, std::functi
   {
     const std::lock_guard lock(mutex_);
     jobs_.push_back(job);
-    while (working_ < threads_ && static_cast<size_t>(more) < tasks) {
+    while (working_ < threads() && static_cast<size_t>(more) < tasks) {
       ++working_;
       ++more;
     }
   }
-  for (; more > 0; --more) arena_.enqueue([this] { Work(); });
+  for (; more > 0; --more) {
+    threads_.Call([](void* pool) { static_cast<WorkerPool*>(pool)->Work(); }, this);
+  }
 }
 
 void WorkerPool::Work() {

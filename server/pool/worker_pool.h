@@ -3,15 +3,14 @@
 #ifndef GRADCLIP_SERVER_POOL_WORKER_POOL_H_
 #define GRADCLIP_SERVER_POOL_WORKER_POOL_H_
 
-#include <oneapi/tbb/global_control.h>
-#include <oneapi/tbb/task_arena.h>
-
 #include <condition_variable>
 #include <cstddef>
 #include <deque>
 #include <functional>
 #include <memory>
 #include <mutex>
+
+#include "server/pool/worker_threads.h"
 
 namespace gradclip {
 
@@ -24,7 +23,7 @@ class WorkerPool {
   WorkerPool(const WorkerPool&) = delete;
   WorkerPool& operator=(const WorkerPool&) = delete;
 
-  int threads() const { return threads_; }
+  int threads() const { return threads_.count(); }
 
   // Runs task(0) .. task(tasks - 1) on the pool's threads, several at once, then `done` on the
   // thread that ran the last. Returns at once; `done` may run before it does. Where several jobs
@@ -37,9 +36,7 @@ class WorkerPool {
 
   void Work();  // takes tasks until there are none
 
-  const int threads_;
-  oneapi::tbb::global_control limit_;
-  oneapi::tbb::task_arena arena_;
+  WorkerThreads threads_;
 
   std::mutex mutex_;
   std::condition_variable idle_;

@@ -74,6 +74,7 @@ class SharedSession : public SessionTest {
     regions_ = &registry_;
     Restart();
   }
+  ~SharedSession() override { session_.reset(); }  // it holds regions
 
   static RegionLimits Limits() {
     return {.max_shared_bytes = uint64_t{1} << 30, .max_shared_bytes_per_peer = uint64_t{1} << 30};
