@@ -111,21 +111,21 @@ absl::StatusOr<NormAnswer> Client::ComputeNorm(std::span<const Tensor> tensors,
   return answer;
 }
 
-absl::StatusOr<ClipAnswer> Client::Clip(std::span<const Tensor> tensors, const ClipOptions& given,
+absl::StatusOr<ClipAnswer> Client::Clip(std::span<const Tensor> tensors, const ClipOptions& options,
                                         const CallOptions& call) {
   const absl::Time deadline = DeadlineOf(call);
-  if (absl::Status limit = CheckMaxNorm(given); !limit.ok()) return limit;
-  const ClipOptions options = WithReplyChosen(given, ReplyMode::kCoefficient);
+  if (absl::Status limit = CheckMaxNorm(options); !limit.ok()) return limit;
+  const ClipOptions chosen = WithReplyChosen(options, ReplyMode::kCoefficient);
   const auto declaration = core_->starts().Get(tensors);
   if (!declaration.ok()) return declaration.status();
   const ClientOptions& client = core_->options();
   if (absl::Status checked = Check(client, tensors); !checked.ok()) return checked;
   if (absl::Status apart = CheckOverlap(tensors); !apart.ok()) return apart;
-  const bool scales_itself = options.reply == ReplyMode::kCoefficient;
+  const bool scales_itself = chosen.reply == ReplyMode::kCoefficient;
   if (scales_itself && !core_->backend().ok()) return core_->backend().status();
 
   const uint64_t bytes = (*declaration)->gradient_bytes();
-  const grpc::Slice parts[] = {(*declaration)->serialised(), SerialiseStartOptions(options)};
+  const grpc::Slice parts[] = {(*declaration)->serialised(), SerialiseStartOptions(chosen)};
   const grpc::ByteBuffer start = StartMessage(parts);
   const uint64_t total_bytes = scales_itself ? bytes : 2 * bytes;
   const Progress progress(call, total_bytes);
@@ -133,7 +133,7 @@ absl::StatusOr<ClipAnswer> Client::Clip(std::span<const Tensor> tensors, const C
   const absl::Status status =
       core_->Try(deadline, client.max_retries, [&](Connection& connection, bool& changed) {
         Payload payload(tensors, bytes, client.message_bytes);
-        ClipReply reply(tensors, bytes, options.reply);
+        ClipReply reply(tensors, bytes, chosen.reply);
         uint64_t sent_bytes = 0;
         const auto on_sent = [&](uint64_t sent) {
           sent_bytes = sent;
@@ -170,12 +170,13 @@ absl::StatusOr<ClipAnswer> Client::Clip(std::span<const Tensor> tensors, const C
 absl::StatusOr<ServerInfo> Client::GetServerInfo(const CallOptions& call) {
   const absl::Time deadline = DeadlineOf(call);
   ServerInfo info;
-  const absl::Status status = core_->Try(deadline, core_->options().max_retries,
-                                         [&](Connection& connection, bool&) -> absl::Status {
-                                           auto answer = AskServerInfo(connection, deadline);
-                                           if (answer.ok()) info = *std::move(answer);
-                                           return answer.status();
-                                         });
+  const auto ask = [&](Connection& connection, bool&) -> absl::Status {
+    absl::StatusOr<ServerInfo> answer = AskServerInfo(connection, deadline);
+    if (!answer.ok()) return answer.status();
+    info = *std::move(answer);
+    return absl::OkStatus();
+  };
+  const absl::Status status = core_->Try(deadline, core_->options().max_retries, ask);
   if (!status.ok()) return status;
   return info;
 }

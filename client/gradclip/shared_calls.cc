@@ -162,17 +162,17 @@ absl::StatusOr<NormAnswer> SharedCalls::ComputeNorm(const NormOptions& options,
   return answer;
 }
 
-absl::StatusOr<ClipAnswer> SharedCalls::Clip(const ClipOptions& given, const CallOptions& call) {
+absl::StatusOr<ClipAnswer> SharedCalls::Clip(const ClipOptions& options, const CallOptions& call) {
   const absl::Time deadline = DeadlineOf(call);
-  if (absl::Status limit = CheckMaxNorm(given); !limit.ok()) return limit;
-  const ClipOptions options = WithReplyChosen(given, kFastestShared);
-  const bool in_place = options.reply != ReplyMode::kCoefficient;
+  if (absl::Status limit = CheckMaxNorm(options); !limit.ok()) return limit;
+  const ClipOptions chosen = WithReplyChosen(options, kFastestShared);
+  const bool in_place = chosen.reply != ReplyMode::kCoefficient;
   if (!in_place && !core_.backend().ok()) return core_.backend().status();
-  const grpc::ByteBuffer start = Start(SerialiseStartOptions(options));
+  const grpc::ByteBuffer start = Start(SerialiseStartOptions(chosen));
   ClipAnswer answer;
   const absl::Status status = Share(
       deadline, call, in_place, [&](Connection& connection, OutgoingRanges& ranges, bool& changed) {
-        ClipReply reply(/*tensors=*/{}, /*total_bytes=*/0, options.reply);
+        ClipReply reply(/*tensors=*/{}, /*total_bytes=*/0, chosen.reply);
         const auto on_sent = [](uint64_t) {};
         const auto on_reply = [&](grpc::ByteBuffer& message, uint64_t) {
           return reply.Take(message, /*sent_bytes=*/0);
@@ -188,7 +188,7 @@ absl::StatusOr<ClipAnswer> SharedCalls::Clip(const ClipOptions& given, const Cal
   if (!shared_) {
     CallOptions rest = call;
     rest.timeout = deadline - absl::Now();
-    return client_.Clip(tensors_, given, rest);
+    return client_.Clip(tensors_, options, rest);
   }
   warned_ = false;
   if (!in_place) {
