@@ -23,8 +23,8 @@ class Shared {
   Shared(const std::string& socket, uint64_t bytes, uint16_t flags = 0)
       : bytes_((bytes + PageBytes() - 1) / PageBytes() * PageBytes()),
         memfd_(MakeMemfd(bytes_)),
-        data_(static_cast<char*>(mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_SHARED,
-                                      memfd_.get(), 0))),
+        data_(static_cast<char*>(
+            mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_SHARED, memfd_.get(), 0))),
         connection_(socket) {
     const auto answer = connection_.Register(memfd_, bytes_, flags);
     EXPECT_TRUE(answer.has_value() && answer->code == absl::StatusCode::kOk);
@@ -171,10 +171,10 @@ TEST_F(SharedMemoryTest, ChargesACallOnlyForWhatItSendsAsData) {
   Shared memory(socket(), bytes.size());
   memory.Write(0, bytes);
   const uint64_t shared = bytes.size() - (1 << 20);
-  EXPECT_TRUE(
-      Clip({ClipStart(1, 1 << 20), memory.Ranges(0, shared), Data(bytes.substr(shared))}).status.ok());
-  const Reply reply = Clip({ClipStart(1, 1 << 20), Data(bytes.substr(0, 4)),
-                            memory.Ranges(4, bytes.size() - 4)});
+  EXPECT_TRUE(Clip({ClipStart(1, 1 << 20), memory.Ranges(0, shared), Data(bytes.substr(shared))})
+                  .status.ok());
+  const Reply reply =
+      Clip({ClipStart(1, 1 << 20), Data(bytes.substr(0, 4)), memory.Ranges(4, bytes.size() - 4)});
   EXPECT_EQ(reply.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
   EXPECT_THAT(reply.status.error_message(), HasSubstr("the gradient has 4194304 bytes"));
   EXPECT_THAT(reply.status.error_message(), HasSubstr("--max-call-bytes"));
