@@ -106,19 +106,23 @@ class StartScanner {
   }
 
   bool ScanShared() {
-    uint64_t fields = 0;  // offsets and lengths
+    uint64_t fields = 0;  // offsets and lengths, packed or not
     while (const uint32_t tag = input_.ReadTag()) {
-      const int before = input_.CurrentPosition();
-      const int field = WireFormatLite::GetTagFieldNumber(tag);
-      if (field != 2 && field != 3) {
-        if (!Weigh(tag, kNestedByteBytes)) return false;
-        continue;
+      if (tag == Tag(2) || tag == Tag(3)) {
+        uint32_t length = 0;
+        if (!input_.ReadVarint32(&length) || length > INT32_MAX) return false;
+        if (!input_.Skip(static_cast<int>(length))) return false;
+        fields += length / sizeof(uint64_t);
+      } else if (tag == WireFormatLite::MakeTag(2, WireFormatLite::WIRETYPE_FIXED64) ||
+                 tag == WireFormatLite::MakeTag(3, WireFormatLite::WIRETYPE_FIXED64)) {
+        if (!input_.Skip(sizeof(uint64_t))) return false;
+        ++fields;
+      } else if (!Weigh(tag, kNestedByteBytes)) {
+        return false;
       }
-      if (!WireFormatLite::SkipField(&input_, tag)) return false;
-      fields += 1 + static_cast<uint64_t>(input_.CurrentPosition() - before) / sizeof(uint64_t);
     }
     bytes_ += fields * kRangeFieldBytes;
-    if (fields / 2 > limits_.max_ranges + 1) {
+    if (fields > 2 * limits_.max_ranges) {
       refusal_ = absl::ResourceExhaustedError(
           absl::StrFormat("shared: more than %d ranges, which is the limit (--max-ranges). Lay "
                           "tensors side by side: what is adjacent in memory needs one range",

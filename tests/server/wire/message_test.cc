@@ -157,6 +157,47 @@ TEST(BoundParsedBytes, WeighsNamesByTheirLength) {
   EXPECT_LE(*BoundParsedBytes(request.SerializeAsString(), {10, 4}), uint64_t{3} << 20);
 }
 
+// `count` ranges, as protobuf writes them and one by one.
+std::string PackedRanges(int count) {
+  v1::ClipGradNormRequest request;
+  request.mutable_shared()->set_region(std::string(16, 'r'));
+  for (int i = 0; i < count; ++i) {
+    request.mutable_shared()->add_offset(8 * i);
+    request.mutable_shared()->add_length(8);
+  }
+  return request.SerializeAsString();
+}
+std::string SingleRanges(int count) {
+  std::string ranges;
+  for (int i = 0; i < count; ++i) {
+    ranges += "\x11" + std::string(8, '\0');      // offset
+    ranges += "\x19\x08" + std::string(7, '\0');  // length
+  }
+  return "\x1a" + std::string(1, static_cast<char>(ranges.size())) + ranges;
+}
+
+TEST(BoundParsedBytes, CountsRangesPackedAndNot) {
+  const DeclarationLimits limits = {.max_ranges = 5};
+  ASSERT_TRUE(v1::ClipGradNormRequest().ParseFromString(SingleRanges(5)));
+  for (const auto& ranges : {PackedRanges, SingleRanges}) {
+    const absl::StatusOr<uint64_t> within = BoundParsedBytes(ranges(5), limits);
+    ASSERT_TRUE(within.ok()) << within.status();
+    EXPECT_GE(*within, 5 * 192u);
+    const absl::StatusOr<uint64_t> over = BoundParsedBytes(ranges(6), limits);
+    EXPECT_TRUE(absl::IsResourceExhausted(over.status())) << over.status();
+    EXPECT_THAT(std::string(over.status().message()), testing::HasSubstr("more than 5 ranges"));
+    EXPECT_THAT(std::string(over.status().message()), testing::HasSubstr("--max-ranges"));
+  }
+}
+
+TEST(BoundParsedBytes, RefusesRangesThatAreCutShort) {
+  const std::string whole = PackedRanges(3);
+  for (size_t length = 1; length < whole.size(); ++length) {
+    EXPECT_FALSE(BoundParsedBytes(whole.substr(0, length), {}).ok()) << length;
+  }
+  EXPECT_FALSE(BoundParsedBytes("\x1a\x03\x12\xff\x01", {}).ok());
+}
+
 TEST(BoundParsedBytes, RefusesWhatIsNoMessage) {
   for (const std::string& message :
        {std::string("\xff"), std::string("\x0a\x05"), std::string("\x0a\xff\xff\xff\xff\x0f"),
