@@ -10,6 +10,7 @@
 #ifndef GRADCLIP_SERVER_RPC_CALL_H_
 #define GRADCLIP_SERVER_RPC_CALL_H_
 
+#include <google/protobuf/arena.h>
 #include <grpcpp/grpcpp.h>
 
 #include <cstdint>
@@ -164,7 +165,9 @@ class Call : public Watched, public std::enable_shared_from_this<Call> {
 
 template <typename Request>
 void Call::ParseAndTake(const std::string& serialised, MemoryBudget::Reservation declarations) {
-  Request request;
+  // Thousands of tensors would be as many allocations.
+  google::protobuf::Arena arena;
+  Request& request = *google::protobuf::Arena::CreateMessage<Request>(&arena);
   if (!request.ParseFromString(serialised)) {
     return End(absl::InvalidArgumentError(
         absl::StrCat("a message of ", serialised.size(), " bytes is not a valid ",

@@ -18,31 +18,31 @@ constexpr uint64_t kMaxGradientBytes = std::numeric_limits<int64_t>::max();
 // Names come from strangers and go into messages; a megabyte of one would not help anybody.
 constexpr size_t kShownNameBytes = 120;
 
-absl::StatusOr<DType> CheckDType(v1::DType dtype, const std::string& tensor) {
-  switch (dtype) {
+absl::StatusOr<DType> CheckDType(const v1::TensorSpec& tensor, size_t index) {
+  switch (tensor.dtype()) {
     case v1::DTYPE_FLOAT32:
     case v1::DTYPE_FLOAT16:
     case v1::DTYPE_BFLOAT16:
     case v1::DTYPE_FLOAT64:
-      return static_cast<DType>(dtype);
+      return static_cast<DType>(tensor.dtype());
     default:
       return absl::InvalidArgumentError(absl::StrFormat(
           "tensor %s: dtype is %d; it must be DTYPE_FLOAT32 (1), DTYPE_FLOAT16 (2), "
           "DTYPE_BFLOAT16 (3) or DTYPE_FLOAT64 (4)",
-          tensor, static_cast<int>(dtype)));
+          DescribeTensor(tensor.name(), index), static_cast<int>(tensor.dtype())));
   }
 }
 
-absl::StatusOr<uint64_t> CountElements(const v1::TensorSpec& tensor, DType dtype,
-                                       const std::string& described) {
+absl::StatusOr<uint64_t> CountElements(const v1::TensorSpec& tensor, DType dtype, size_t index) {
   const auto describe_shape = [&] {
     return absl::StrCat("[", absl::StrJoin(tensor.shape(), ", "), "]");
   };
   bool empty = false;
   for (int64_t extent : tensor.shape()) {
     if (extent < 0) {
-      return absl::InvalidArgumentError(absl::StrFormat(
-          "tensor %s: shape %s has the negative extent %d", described, describe_shape(), extent));
+      return absl::InvalidArgumentError(
+          absl::StrFormat("tensor %s: shape %s has the negative extent %d",
+                          DescribeTensor(tensor.name(), index), describe_shape(), extent));
     }
     empty = empty || extent == 0;
   }
@@ -52,18 +52,18 @@ absl::StatusOr<uint64_t> CountElements(const v1::TensorSpec& tensor, DType dtype
     if (__builtin_mul_overflow(elements, static_cast<uint64_t>(extent), &elements) ||
         elements > kMaxGradientBytes / ElementSize(dtype)) {
       return absl::InvalidArgumentError(
-          absl::StrFormat("tensor %s: shape %s declares more than 2^63 - 1 bytes of %s", described,
-                          describe_shape(), Name(dtype)));
+          absl::StrFormat("tensor %s: shape %s declares more than 2^63 - 1 bytes of %s",
+                          DescribeTensor(tensor.name(), index), describe_shape(), Name(dtype)));
     }
   }
   return elements;
 }
 
 absl::Status AddTensor(v1::TensorSpec& tensor, CallSpec& spec) {
-  const std::string described = DescribeTensor(tensor.name(), spec.tensors.size());
-  const absl::StatusOr<DType> dtype = CheckDType(tensor.dtype(), described);
+  const size_t index = spec.tensors.size();
+  const absl::StatusOr<DType> dtype = CheckDType(tensor, index);
   if (!dtype.ok()) return dtype.status();
-  const absl::StatusOr<uint64_t> elements = CountElements(tensor, *dtype, described);
+  const absl::StatusOr<uint64_t> elements = CountElements(tensor, *dtype, index);
   if (!elements.ok()) return elements.status();
 
   TensorDeclaration declaration;
@@ -74,8 +74,9 @@ absl::Status AddTensor(v1::TensorSpec& tensor, CallSpec& spec) {
   const uint64_t bytes = declaration.bytes();
   spec.gradient_bytes += bytes;
   if (spec.gradient_bytes > kMaxGradientBytes) {
-    return absl::InvalidArgumentError(absl::StrFormat(
-        "tensor %s: the gradient up to here has more than 2^63 - 1 bytes", described));
+    return absl::InvalidArgumentError(
+        absl::StrFormat("tensor %s: the gradient up to here has more than 2^63 - 1 bytes",
+                        DescribeTensor(declaration.name, index)));
   }
   if (bytes > 0) {
     if (!spec.runs.empty() && spec.runs.back().dtype == *dtype) {
@@ -147,11 +148,11 @@ std::string DescribeTensor(const std::string& name, size_t index) {
   return absl::StrCat("\"", absl::Utf8SafeCEscape(name), "\"");
 }
 
-absl::StatusOr<CallSpec> MakeCallSpec(v1::ComputeNormStart start) {
+absl::StatusOr<CallSpec> MakeCallSpec(v1::ComputeNormStart&& start) {
   return MakeCommonSpec(start);
 }
 
-absl::StatusOr<CallSpec> MakeCallSpec(v1::ClipGradNormStart start) {
+absl::StatusOr<CallSpec> MakeCallSpec(v1::ClipGradNormStart&& start) {
   absl::StatusOr<CallSpec> spec = MakeCommonSpec(start);
   if (!spec.ok()) return spec;
 

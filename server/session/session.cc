@@ -32,11 +32,11 @@ Session::Session(const Means& means) : means_(means) {}
 
 Session::~Session() = default;
 
-absl::Status Session::Start(v1::ComputeNormStart start) {
+absl::Status Session::Start(v1::ComputeNormStart&& start) {
   return Begin(started_ ? CallSpec() : MakeCallSpec(std::move(start)));
 }
 
-absl::Status Session::Start(v1::ClipGradNormStart start) {
+absl::Status Session::Start(v1::ClipGradNormStart&& start) {
   clips_ = true;
   return Begin(started_ ? CallSpec() : MakeCallSpec(std::move(start)));
 }

@@ -49,8 +49,9 @@ class Session {
   explicit Session(const Means& means);
   ~Session();
 
-  absl::Status Start(v1::ComputeNormStart start);
-  absl::Status Start(v1::ClipGradNormStart start);
+  // Takes the tensors' names out of `start`.
+  absl::Status Start(v1::ComputeNormStart&& start);
+  absl::Status Start(v1::ClipGradNormStart&& start);
 
   // Whether `bytes` more may come: INVALID_ARGUMENT before the start and beyond what it declares.
   absl::Status CheckMayReceive(uint64_t bytes) const;

@@ -44,7 +44,7 @@ template <typename Start>
 Outcome Run(const Start& start, std::string_view gradient, size_t cut_bytes) {
   Session session({.backend = TheBackend(), .arenas = Arenas(), .max_call_bytes = kMaxCallBytes});
   Outcome outcome;
-  outcome.status = session.Start(start);
+  outcome.status = session.Start(Start(start));
   while (outcome.status.ok() && !gradient.empty()) {
     const std::string_view part = gradient.substr(0, cut_bytes);
     gradient.remove_prefix(part.size());
