@@ -115,7 +115,7 @@ class Session {
   absl::Status TakeElements(std::span<const std::byte> whole);
   void EnterTensors();  // begins the tensor at position_; ends those that have no (more) bytes
   void LeaveTensor(const TensorSummary& summary);
-  void TakeMeasured(size_t task);
+  void TakeMeasured(size_t index);
   // With a given norm: past elements that need no reply.
   void Advance(uint64_t bytes);   // position_
   void SkipRuns(uint64_t bytes);  // scale_run_, scale_byte_

@@ -46,7 +46,10 @@ class Region {
   struct File {
     dev_t device = 0;
     ino_t inode = 0;
-    auto operator<=>(const File&) const = default;
+    bool operator==(const File&) const = default;
+    bool operator<(const File& other) const {
+      return device != other.device ? device < other.device : inode < other.inode;
+    }
   };
   const File& file() const { return file_; }
 
