@@ -146,7 +146,7 @@ const std::vector<Flag>& AllFlags() {
        "auto", false, SetBackend},
       {"memory-budget", "BYTES",
        "Gradient bytes that all calls together may have the server keep. A call that does not\n"
-       "fit waits, unread. Parsed start messages have a smaller budget beside this one.",
+       "fit waits and is not read on. Parsed start messages have a smaller budget beside this one.",
        "half of the machine's or container's memory", false,
        BytesBetween(&Options::memory_budget, 1, kNoMaximum)},
       {"max-call-bytes", "BYTES", "The same for one call; one that needs more is refused at once.",

@@ -43,7 +43,7 @@ Call::Call(Environment& environment, grpc::CallbackServerContext* context, std::
                 .arenas = environment.memory->arenas,
                 .max_call_bytes = environment.max_call_bytes,
                 .regions = environment.regions,
-                .max_ranges = environment.max_ranges}),
+                .max_ranges = environment.declaration_limits.max_ranges}),
       context_(context),
       rpc_(rpc),
       id_(environment.next_call_id.fetch_add(1, std::memory_order_relaxed)),

@@ -40,7 +40,6 @@ struct Environment {
 
   uint64_t max_message_bytes = 0;  // --max-message-bytes
   uint64_t max_call_bytes = 0;     // --max-call-bytes
-  uint64_t max_ranges = 0;         // --max-ranges
   DeclarationLimits declaration_limits;
   absl::Duration admission_timeout;  // --admission-timeout
   absl::Duration idle_timeout;       // --idle-timeout

@@ -107,7 +107,6 @@ Server::Server(const Options& options, std::unique_ptr<Backend> backend, Log& lo
                    .regions = options.memory_socket.empty() ? nullptr : &regions_,
                    .max_message_bytes = options.max_message_bytes,
                    .max_call_bytes = options.max_call_bytes,
-                   .max_ranges = options.max_ranges,
                    .declaration_limits = {.max_tensors = options.max_tensors,
                                           .max_dimensions = options.max_dimensions,
                                           .max_ranges = options.max_ranges},

@@ -44,9 +44,9 @@ struct CallSpec {
 // The tensor as messages name it: its name in quotes, "#3" for the fourth where it has none.
 std::string DescribeTensor(const std::string& name, size_t index);
 
-// INVALID_ARGUMENT for a field outside its range, UNIMPLEMENTED for `group`; each names tensor,
-// field and numbers. How many tensors and dimensions there may be is checked before the message is
-// parsed, in wire/.
+// Takes the tensors' names out of `start`. INVALID_ARGUMENT for a field outside its range,
+// UNIMPLEMENTED for `group`; each names tensor, field and numbers. How many tensors and dimensions
+// there may be is checked before the message is parsed, in wire/.
 absl::StatusOr<CallSpec> MakeCallSpec(v1::ComputeNormStart&& start);
 absl::StatusOr<CallSpec> MakeCallSpec(v1::ClipGradNormStart&& start);
 

@@ -218,14 +218,13 @@ absl::Status Session::Shared(const v1::SharedRanges& ranges) {
         "shared memory; send the bytes as data");
   }
   if (absl::Status may = CheckMayReceive(0); !may.ok()) return may;
-  if (position_.byte % sizeof(double) != 0) {
-    const uint64_t cut = position_.byte % ElementSize(spec_.tensors[position_.tensor].dtype);
-    if (cut != 0) {
-      return absl::InvalidArgumentError(absl::StrFormat(
-          "shared ranges came after data that ends with %d bytes of an element; ranges hold whole "
-          "elements",
-          cut));
-    }
+  const uint64_t cut =
+      position_.byte == 0 ? 0 : position_.byte % ElementSize(spec_.tensors[position_.tensor].dtype);
+  if (cut != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("shared ranges came after data that ends with %d bytes of an element; "
+                        "ranges hold whole elements",
+                        cut));
   }
   if (shared_ == nullptr) {
     shared_ =

@@ -1,7 +1,5 @@
 // Shared memory through a real server: registered over its memory socket, used in calls.
-#include <fcntl.h>
 #include <gmock/gmock.h>
-#include <sys/mman.h>
 
 #include <atomic>
 #include <cmath>
@@ -18,23 +16,16 @@ namespace {
 using testing::HasSubstr;
 
 // A client's memory, mapped and registered over a connection of its own.
-class Shared {
+class Shared : public MappedMemfd {
  public:
   Shared(const std::string& socket, uint64_t bytes, uint16_t flags = 0)
-      : bytes_((bytes + PageBytes() - 1) / PageBytes() * PageBytes()),
-        memfd_(MakeMemfd(bytes_)),
-        data_(static_cast<char*>(
-            mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_SHARED, memfd_.get(), 0))),
-        connection_(socket) {
-    const auto answer = connection_.Register(memfd_, bytes_, flags);
+      : MappedMemfd(bytes), connection_(socket) {
+    const auto answer = connection_.Register(memfd(), size(), flags);
     EXPECT_TRUE(answer.has_value() && answer->code == absl::StatusCode::kOk);
     if (answer.has_value()) {
       token_.assign(reinterpret_cast<const char*>(answer->token.data()), answer->token.size());
     }
   }
-  ~Shared() { munmap(data_, bytes_); }
-  Shared(const Shared&) = delete;
-  Shared& operator=(const Shared&) = delete;
 
   template <typename Request = v1::ClipGradNormRequest>
   Request Ranges(uint64_t offset, uint64_t length) const {
@@ -44,17 +35,9 @@ class Shared {
     request.mutable_shared()->add_length(length);
     return request;
   }
-  void Write(uint64_t offset, std::string_view bytes) {
-    std::memcpy(data_ + offset, bytes.data(), bytes.size());
-  }
-  std::string Read(uint64_t offset, uint64_t bytes) const { return {data_ + offset, bytes}; }
   void Close() { connection_.Close(); }
-  const FileDescriptor& memfd() const { return memfd_; }
 
  private:
-  const uint64_t bytes_;
-  const FileDescriptor memfd_;
-  char* const data_;
   MemoryClient connection_;
   std::string token_;
 };

@@ -2,6 +2,7 @@
 #ifndef GRADCLIP_TESTS_SERVER_SESSION_SESSION_FIXTURE_H_
 #define GRADCLIP_TESTS_SERVER_SESSION_SESSION_FIXTURE_H_
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cstddef>
@@ -35,6 +36,12 @@ inline v1::TensorSpec TensorOf(v1::DType dtype, std::vector<int64_t> shape, std:
   tensor.set_dtype(dtype);
   tensor.mutable_shape()->Assign(shape.begin(), shape.end());
   return tensor;
+}
+
+// EXPECT that a status has this code and says this.
+MATCHER_P2(Refuses, code, text, "") {
+  *result_listener << arg;
+  return arg.code() == code && std::string(arg.message()).find(text) != std::string::npos;
 }
 
 class SessionTest : public testing::Test {

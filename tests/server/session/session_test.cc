@@ -20,11 +20,6 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 const float kInf32 = std::numeric_limits<float>::infinity();
 
-// EXPECT that a status has this code and says all of these.
-MATCHER_P2(Refuses, code, text, "") {
-  *result_listener << arg;
-  return arg.code() == code && std::string(arg.message()).find(text) != std::string::npos;
-}
 constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
 
 using ClipSession = SessionTest;

@@ -1,7 +1,5 @@
 // Gradients in registered memory, alone and mixed with data: the same answers as all data gives.
-#include <fcntl.h>
 #include <gmock/gmock.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include <cmath>
@@ -16,51 +14,27 @@
 #include "server/memory/budget.h"
 #include "server/shm/registry.h"
 #include "tests/server/session/session_fixture.h"
+#include "tests/server/shm/memfds.h"
 
 namespace gradclip {
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr size_t kPage = 4096;
 
-MATCHER_P2(Refuses, code, text, "") {
-  *result_listener << arg;
-  return arg.code() == code && std::string(arg.message()).find(text) != std::string::npos;
-}
 constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
 constexpr auto kPrecondition = absl::StatusCode::kFailedPrecondition;
 
 // Memory that is shared with the registry, as a client would.
-class Memory {
+class Memory : public MappedMemfd {
  public:
-  explicit Memory(size_t bytes) : size_((bytes + kPage - 1) / kPage * kPage + kPage) {
-    fd_ = memfd_create("test", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-    EXPECT_EQ(ftruncate(fd_, static_cast<off_t>(size_)), 0);
-    EXPECT_EQ(fcntl(fd_, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL), 0);
-    data_ = static_cast<char*>(mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_SHARED, fd_, 0));
-  }
-  ~Memory() {
-    munmap(data_, size_);
-    close(fd_);
-  }
-  Memory(const Memory&) = delete;
-  Memory& operator=(const Memory&) = delete;
+  using MappedMemfd::MappedMemfd;
 
   std::string Register(RegionRegistry& regions, bool read_only = false) const {
-    const absl::StatusOr<RegionToken> token = regions.Register(getuid(), fd_, size_, read_only);
+    const absl::StatusOr<RegionToken> token =
+        regions.Register(getuid(), memfd().get(), size(), read_only);
     EXPECT_TRUE(token.ok()) << token.status();
     return std::string(reinterpret_cast<const char*>(token->data()), token->size());
   }
-  void Write(size_t offset, std::string_view bytes) {
-    std::memcpy(data_ + offset, bytes.data(), bytes.size());
-  }
-  std::string Read(size_t offset, size_t bytes) const { return {data_ + offset, bytes}; }
-  size_t size() const { return size_; }
-
- private:
-  size_t size_;
-  int fd_;
-  char* data_;
 };
 
 struct RangeSpec {

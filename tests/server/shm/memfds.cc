@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -40,6 +41,22 @@ void PunchHole(const FileDescriptor& memfd, uint64_t offset, uint64_t bytes) {
 
 bool IsFilled(const std::byte* data, uint64_t bytes, unsigned char value) {
   return std::all_of(data, data + bytes, [=](std::byte byte) { return byte == std::byte{value}; });
+}
+
+MappedMemfd::MappedMemfd(uint64_t bytes)
+    : size_((bytes + PageBytes() - 1) / PageBytes() * PageBytes()),
+      memfd_(MakeMemfd(size_)),
+      data_(static_cast<char*>(
+          mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_SHARED, memfd_.get(), 0))) {
+  EXPECT_NE(data_, MAP_FAILED);
+}
+
+MappedMemfd::~MappedMemfd() {
+  munmap(data_, size_);
+}
+
+void MappedMemfd::Write(uint64_t offset, std::string_view bytes) {
+  std::memcpy(data_ + offset, bytes.data(), bytes.size());
 }
 
 size_t OpenDescriptors() {

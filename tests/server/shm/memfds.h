@@ -8,6 +8,8 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <string>
+#include <string_view>
 #include <thread>
 
 #include "server/shm/file_descriptor.h"
@@ -28,6 +30,25 @@ void Fill(const FileDescriptor& memfd, unsigned char value);
 void PunchHole(const FileDescriptor& memfd, uint64_t offset, uint64_t bytes);
 // Whether all bytes are `value`.
 bool IsFilled(const std::byte* data, uint64_t bytes, unsigned char value);
+
+// A memfd of whole pages for `bytes`, mapped to be written. Not thread-safe.
+class MappedMemfd {
+ public:
+  explicit MappedMemfd(uint64_t bytes);
+  ~MappedMemfd();
+  MappedMemfd(const MappedMemfd&) = delete;
+  MappedMemfd& operator=(const MappedMemfd&) = delete;
+
+  const FileDescriptor& memfd() const { return memfd_; }
+  uint64_t size() const { return size_; }
+  void Write(uint64_t offset, std::string_view bytes);
+  std::string Read(uint64_t offset, uint64_t bytes) const { return {data_ + offset, bytes}; }
+
+ private:
+  const uint64_t size_;
+  const FileDescriptor memfd_;
+  char* const data_;
+};
 
 size_t OpenDescriptors();
 // Of memory made by MakeMemfd().
