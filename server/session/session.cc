@@ -273,6 +273,8 @@ void Session::ScaleShared() {
   const bool scales = shared_ != nullptr && shared_->writes() && ChangesAnything();
   work_ = scales ? Work::kScale : Work::kNone;
   work_tasks_ = scales ? shared_->scale_tasks() : 0;
+  // With a given norm, of the last message alone: the others' elements are scaled already.
+  if (scales && !passes_through()) work_bytes_ = shared_->bytes();
 }
 
 void Session::RunTask(size_t index) {

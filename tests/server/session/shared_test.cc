@@ -359,6 +359,22 @@ TEST_F(SharedSession, TouchesNothingWhereNothingIsClipped) {
   EXPECT_EQ(memory.Read(0, 8), Bytes<float>({3, 4}));
 }
 
+TEST_F(SharedSession, SaysHowMuchWorkThereIs) {
+  Memory memory(24);
+  memory.Write(0, Bytes<float>({3, 4, 0, 0, 5, 6}));
+  const std::string region = memory.Register(registry_);
+  ASSERT_EQ(Send(ClipStart(1, 2)), absl::OkStatus());
+  ASSERT_EQ(Send(Ranges(region, {{0, 8}})), absl::OkStatus());
+  EXPECT_EQ(session_->work_bytes(), 8u);
+  ASSERT_EQ(session_->Shared(Ranges(region, {{16, 8}})), absl::OkStatus());
+  EXPECT_EQ(session_->work_bytes(), 8u);
+  ASSERT_EQ(Work(), absl::OkStatus());
+  ASSERT_EQ(HalfClose(), absl::OkStatus());
+  session_->ScaleShared();  // both, not only the last
+  EXPECT_EQ(session_->work_tasks(), 2u);
+  EXPECT_EQ(session_->work_bytes(), 16u);
+}
+
 TEST_F(SharedSession, ScalesAtOnceByANormThatIsGiven) {
   Memory memory(24);
   memory.Write(0, Bytes<float>({3, 4}));
