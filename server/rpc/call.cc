@@ -14,8 +14,9 @@ namespace {
 // Measuring less takes less time than waking another thread for the next message.
 constexpr size_t kLeastToReadAhead = size_t{64} << 10;
 
-// Work of less shared memory takes less time than waking the pool's threads.
-constexpr uint64_t kLeastForPool = uint64_t{256} << 10;
+// Work of less shared memory takes less time, or hardly more, than waking the pool's threads and
+// having them wait for more, which keeps a processor busy.
+constexpr uint64_t kLeastForPool = uint64_t{2} << 20;
 
 // What callers are advised to send.
 constexpr uint64_t kUsualMessageBytes = uint64_t{1} << 20;

@@ -11,7 +11,6 @@ namespace gradclip {
 namespace {
 
 using google::protobuf::internal::WireFormatLite;
-using google::protobuf::io::CodedInputStream;
 
 constexpr uint8_t kDataTag = (2 << 3) | 2;  // field 2, length-delimited, in both directions
 constexpr int kMaxLengthBytes = 5;          // protobuf refuses longer ones too
@@ -54,16 +53,95 @@ class PieceReader {
   size_t count_ = 0;
 };
 
+// Reads protobuf's wire format from contiguous bytes. Each method returns false where they are
+// malformed, and is then not to be called again.
+class WireReader {
+ public:
+  explicit WireReader(std::string_view bytes) : rest_(bytes) {}
+
+  bool done() const { return rest_.empty(); }
+  size_t rest_bytes() const { return rest_.size(); }
+
+  bool Varint(uint64_t* value) {
+    *value = 0;
+    for (size_t i = 0; i < kMaxVarintBytes && i < rest_.size(); ++i) {
+      const auto byte = static_cast<uint8_t>(rest_[i]);
+      *value |= uint64_t{byte & 0x7fu} << (7 * i);
+      if (byte < 0x80) {
+        rest_.remove_prefix(i + 1);
+        return true;
+      }
+    }
+    return false;
+  }
+
+  bool Tag(uint32_t* tag) {
+    uint64_t value = 0;
+    if (!Varint(&value) || value > UINT32_MAX) return false;
+    *tag = static_cast<uint32_t>(value);
+    return WireFormatLite::GetTagFieldNumber(*tag) != 0;
+  }
+
+  // What is length-delimited.
+  bool Delimited(std::string_view* bytes) {
+    uint64_t length = 0;
+    if (!Varint(&length) || length > rest_.size()) return false;
+    *bytes = rest_.substr(0, length);
+    rest_.remove_prefix(length);
+    return true;
+  }
+
+  // The value of the field whose tag was read last.
+  bool Skip(uint32_t tag, int depth = 0) {
+    uint64_t varint = 0;
+    std::string_view bytes;
+    switch (WireFormatLite::GetTagWireType(tag)) {
+      case WireFormatLite::WIRETYPE_VARINT:
+        return Varint(&varint);
+      case WireFormatLite::WIRETYPE_LENGTH_DELIMITED:
+        return Delimited(&bytes);
+      case WireFormatLite::WIRETYPE_FIXED32:
+        return Drop(sizeof(uint32_t));
+      case WireFormatLite::WIRETYPE_FIXED64:
+        return Drop(sizeof(uint64_t));
+      case WireFormatLite::WIRETYPE_START_GROUP:
+        return depth < kMaxDepth && SkipGroup(WireFormatLite::GetTagFieldNumber(tag), depth + 1);
+      default:
+        return false;
+    }
+  }
+
+ private:
+  static constexpr size_t kMaxVarintBytes = 10;
+  static constexpr int kMaxDepth = 100;  // protobuf's own
+
+  bool Drop(size_t bytes) {
+    if (bytes > rest_.size()) return false;
+    rest_.remove_prefix(bytes);
+    return true;
+  }
+
+  bool SkipGroup(int field, int depth) {
+    uint32_t tag = 0;
+    while (Tag(&tag)) {
+      if (WireFormatLite::GetTagWireType(tag) == WireFormatLite::WIRETYPE_END_GROUP) {
+        return WireFormatLite::GetTagFieldNumber(tag) == field;
+      }
+      if (!Skip(tag, depth)) return false;
+    }
+    return false;
+  }
+
+  std::string_view rest_;
+};
+
 // Bounds one request; see BoundParsedBytes().
 class StartScanner {
  public:
-  StartScanner(std::string_view request, const DeclarationLimits& limits)
-      : limits_(limits),
-        input_(reinterpret_cast<const uint8_t*>(request.data()), static_cast<int>(request.size())) {
-  }
+  explicit StartScanner(const DeclarationLimits& limits) : limits_(limits) {}
 
-  absl::StatusOr<uint64_t> Scan() {
-    if (!ScanRequest()) {
+  absl::StatusOr<uint64_t> Scan(std::string_view request) {
+    if (!ScanRequest(request)) {
       if (!refusal_.ok()) return refusal_;
       return absl::InvalidArgumentError(
           "a message is not a valid protobuf message of the contract's request type");
@@ -73,54 +151,48 @@ class StartScanner {
 
  private:
   // Each returns false where the bytes are malformed or a limit is passed (refusal_).
-  bool ScanRequest() {
-    while (const uint32_t tag = input_.ReadTag()) {
-      if (tag == Tag(1)) {
-        if (!Nested([&] { return ScanStart(); })) return false;
-      } else if (tag == Tag(3)) {
-        if (!Nested([&] { return ScanShared(); })) return false;
-      } else if (!Weigh(tag, tag == Tag(2) ? kTextByteBytes : kNestedByteBytes)) {
-        return false;
-      }
-    }
-    return input_.ConsumedEntireMessage();
+  bool ScanRequest(std::string_view request) {
+    return ForEachField(request, [this](WireReader& in, uint32_t tag) {
+      std::string_view nested;
+      if (tag == Tag(1)) return in.Delimited(&nested) && ScanStart(nested);
+      if (tag == Tag(3)) return in.Delimited(&nested) && ScanShared(nested);
+      return Weigh(in, tag, tag == Tag(2) ? kTextByteBytes : kNestedByteBytes);
+    });
   }
 
-  bool ScanStart() {
-    while (const uint32_t tag = input_.ReadTag()) {
-      if (tag == Tag(1)) {
-        if (++tensors_ > limits_.max_tensors) {
-          refusal_ = absl::ResourceExhaustedError(absl::StrFormat(
-              "tensors: more than %d are declared, which is the limit (--max-tensors)",
-              limits_.max_tensors));
-          return false;
-        }
-        bytes_ += kTensorBytes;
-        dimensions_ = 0;
-        if (!Nested([&] { return ScanTensor(); })) return false;
-      } else if (!Weigh(tag, kNestedByteBytes)) {
+  bool ScanStart(std::string_view start) {
+    return ForEachField(start, [this](WireReader& in, uint32_t tag) {
+      if (tag != Tag(1)) return Weigh(in, tag, kNestedByteBytes);
+      if (++tensors_ > limits_.max_tensors) {
+        refusal_ = absl::ResourceExhaustedError(
+            absl::StrFormat("tensors: more than %d are declared, which is the limit "
+                            "(--max-tensors)",
+                            limits_.max_tensors));
         return false;
       }
-    }
-    return input_.ConsumedEntireMessage();
+      bytes_ += kTensorBytes;
+      dimensions_ = 0;
+      std::string_view tensor;
+      return in.Delimited(&tensor) && ScanTensor(tensor);
+    });
   }
 
-  bool ScanShared() {
+  bool ScanShared(std::string_view shared) {
     uint64_t fields = 0;  // offsets and lengths, packed or not
-    while (const uint32_t tag = input_.ReadTag()) {
+    const bool valid = ForEachField(shared, [&](WireReader& in, uint32_t tag) {
+      std::string_view packed;
       if (tag == Tag(2) || tag == Tag(3)) {
-        uint32_t length = 0;
-        if (!input_.ReadVarint32(&length) || length > INT32_MAX) return false;
-        if (!input_.Skip(static_cast<int>(length))) return false;
-        fields += length / sizeof(uint64_t);
-      } else if (tag == WireFormatLite::MakeTag(2, WireFormatLite::WIRETYPE_FIXED64) ||
-                 tag == WireFormatLite::MakeTag(3, WireFormatLite::WIRETYPE_FIXED64)) {
-        if (!input_.Skip(sizeof(uint64_t))) return false;
-        ++fields;
-      } else if (!Weigh(tag, kNestedByteBytes)) {
-        return false;
+        if (!in.Delimited(&packed)) return false;
+        fields += packed.size() / sizeof(uint64_t);
+        return true;
       }
-    }
+      if (tag == WireFormatLite::MakeTag(2, WireFormatLite::WIRETYPE_FIXED64) ||
+          tag == WireFormatLite::MakeTag(3, WireFormatLite::WIRETYPE_FIXED64)) {
+        ++fields;
+        return in.Skip(tag);
+      }
+      return Weigh(in, tag, kNestedByteBytes);
+    });
     bytes_ += fields * kRangeFieldBytes;
     if (fields > 2 * limits_.max_ranges) {
       refusal_ = absl::ResourceExhaustedError(
@@ -129,27 +201,25 @@ class StartScanner {
                           limits_.max_ranges));
       return false;
     }
-    return input_.ConsumedEntireMessage();
+    return valid;
   }
 
-  bool ScanTensor() {
-    while (const uint32_t tag = input_.ReadTag()) {
-      if (tag == Tag(3)) {  // packed extents
-        if (!Nested([&] { return ScanPackedExtents(); })) return false;
-      } else {
-        if (tag == WireFormatLite::MakeTag(3, WireFormatLite::WIRETYPE_VARINT)) {
-          if (!CountDimension()) return false;
-        }
-        if (!Weigh(tag, tag == Tag(1) ? kTextByteBytes : kNestedByteBytes)) return false;
+  bool ScanTensor(std::string_view tensor) {
+    return ForEachField(tensor, [this](WireReader& in, uint32_t tag) {
+      std::string_view packed;
+      if (tag == Tag(3)) return in.Delimited(&packed) && ScanPackedExtents(packed);
+      if (tag == WireFormatLite::MakeTag(3, WireFormatLite::WIRETYPE_VARINT) && !CountDimension()) {
+        return false;
       }
-    }
-    return input_.ConsumedEntireMessage();
+      return Weigh(in, tag, tag == Tag(1) ? kTextByteBytes : kNestedByteBytes);
+    });
   }
 
-  bool ScanPackedExtents() {
-    while (input_.BytesUntilLimit() > 0) {
-      uint64_t extent = 0;
-      if (!CountDimension() || !input_.ReadVarint64(&extent)) return false;
+  bool ScanPackedExtents(std::string_view packed) {
+    WireReader in(packed);
+    uint64_t extent = 0;
+    while (!in.done()) {
+      if (!CountDimension() || !in.Varint(&extent)) return false;
     }
     return true;
   }
@@ -164,24 +234,21 @@ class StartScanner {
   }
 
   // A field that is skipped and only weighed.
-  bool Weigh(uint32_t tag, uint64_t bytes_per_byte) {
-    const int before = input_.CurrentPosition();
-    if (!WireFormatLite::SkipField(&input_, tag)) return false;
-    const uint64_t length = input_.CurrentPosition() - before;
-    bytes_ += kOtherFieldBytes + length * bytes_per_byte;
+  bool Weigh(WireReader& in, uint32_t tag, uint64_t bytes_per_byte) {
+    const size_t before = in.rest_bytes();
+    if (!in.Skip(tag)) return false;
+    bytes_ += kOtherFieldBytes + (before - in.rest_bytes()) * bytes_per_byte;
     return true;
   }
 
-  template <typename Scan>
-  bool Nested(Scan scan) {
-    uint32_t length = 0;
-    if (!input_.ReadVarint32(&length) || length > INT32_MAX) return false;
-    if (static_cast<int>(length) > input_.BytesUntilLimit() && input_.BytesUntilLimit() >= 0) {
-      return false;
+  // take(in, tag) takes the field's value.
+  template <typename Take>
+  static bool ForEachField(std::string_view message, Take take) {
+    WireReader in(message);
+    uint32_t tag = 0;
+    while (!in.done()) {
+      if (!in.Tag(&tag) || !take(in, tag)) return false;
     }
-    const CodedInputStream::Limit limit = input_.PushLimit(static_cast<int>(length));
-    if (!scan() || input_.BytesUntilLimit() != 0) return false;
-    input_.PopLimit(limit);
     return true;
   }
 
@@ -190,7 +257,6 @@ class StartScanner {
   }
 
   const DeclarationLimits& limits_;
-  CodedInputStream input_;
   uint64_t tensors_ = 0;
   uint64_t dimensions_ = 0;  // of the tensor at hand
   uint64_t bytes_ = 0;
@@ -224,7 +290,7 @@ bool StripDataHeader(Pieces& message) {
 
 absl::StatusOr<uint64_t> BoundParsedBytes(std::string_view request,
                                           const DeclarationLimits& limits) {
-  return StartScanner(request, limits).Scan();
+  return StartScanner(limits).Scan(request);
 }
 
 size_t WriteDataHeader(uint64_t data_bytes, std::byte* header) {
