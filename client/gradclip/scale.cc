@@ -39,6 +39,8 @@ std::vector<Chunk> CutIntoChunks(std::span<const Tensor> tensors, const Changes&
   return chunks;
 }
 
+// The last chunk first: what a server, or the caller, has gone through before ends there, and
+// caches may still hold it.
 template <typename Work>
 void ForEach(const std::vector<Chunk>& chunks, const Work& work) {
   uint64_t bytes = 0;
@@ -46,7 +48,9 @@ void ForEach(const std::vector<Chunk>& chunks, const Work& work) {
 
   std::atomic<size_t> next = 0;
   const auto run = [&] {
-    for (size_t i = next++; i < chunks.size(); i = next++) work(chunks[i]);
+    for (size_t i = next++; i < chunks.size(); i = next++) {
+      work(chunks[chunks.size() - 1 - i]);
+    }
   };
   std::vector<std::jthread> helpers;
   if (bytes > kThreadsAbove) {
