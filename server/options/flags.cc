@@ -72,6 +72,18 @@ Setter OneOf(Value Options::*field, std::vector<std::pair<absl::string_view, Val
   };
 }
 
+Setter File(std::string Options::*field) {
+  return [=](absl::string_view text, Options& options) {
+    if (text.empty()) return absl::InvalidArgumentError("a file's path");
+    options.*field = std::string(text);
+    return absl::OkStatus();
+  };
+}
+
+Setter Switch(bool Options::*field) {
+  return OneOf<bool>(field, {{"true", true}, {"false", false}, {"1", true}, {"0", false}});
+}
+
 absl::Status SetBackend(absl::string_view text, Options& options) {
   if (text.empty()) return absl::InvalidArgumentError("a backend's name, or auto");
   options.backend = std::string(text);
@@ -140,6 +152,19 @@ const std::vector<Flag>& AllFlags() {
        "Where to listen: HOST:PORT, [IPV6]:PORT or unix:PATH. Port 0 takes any free one.\n"
        "May be given several times.",
        "127.0.0.1:50051", true, AddListen},
+      {"tls-cert", "FILE",
+       "The server's certificate in PEM form, followed by those between it and its authority. TCP\n"
+       "then is TLS alone; unix sockets stay as they are. Renewed files are taken over.",
+       "none: no TLS", false, File(&Options::tls_cert)},
+      {"tls-key", "FILE", "The private key of --tls-cert in PEM form, without a passphrase.",
+       "none", false, File(&Options::tls_key)},
+      {"tls-client-ca", "FILE",
+       "Authorities in PEM form: over TCP, only clients with a certificate of theirs may connect.",
+       "none: clients need no certificate", false, File(&Options::tls_client_ca)},
+      {"insecure", "",
+       "Allow --listen beyond this machine without TLS: gradients can then be read, and changed,\n"
+       "by whoever is on the network between.",
+       "false", false, Switch(&Options::insecure)},
       {"backend", "NAME",
        "What computes: auto takes the best that works here; a name forces one, such as cpu,\n"
        "cpu/baseline, cpu/avx2 or cpu/avx512.",

@@ -14,7 +14,7 @@ namespace gradclip {
 
 struct Flag {
   absl::string_view name;          // "max-call-bytes"
-  absl::string_view value;         // "BYTES"
+  absl::string_view value;         // "BYTES"; empty: a switch, whose text is "true" or "false"
   absl::string_view meaning;       // for --help, lines of at most 90 characters
   absl::string_view default_text;  // either the flag's own syntax, or a description in words
   bool repeatable;                 // the variable then takes several values, between commas

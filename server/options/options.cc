@@ -1,5 +1,7 @@
 #include "server/options/options.h"
 
+#include <arpa/inet.h>
+#include <netinet/in.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -72,10 +74,14 @@ absl::Status ReadArguments(int argc, const char* const* argv, GivenByFlag& given
   app.allow_extras();  // unknown flags are reported here, with a suggestion
   std::map<absl::string_view, std::vector<std::string>> values;
   for (const Flag& flag : AllFlags()) {
-    app.add_option(Dashed(flag.name), values[flag.name],
-                   absl::StrCat(flag.meaning, "\nDefault: ", flag.default_text,
-                                ". Variable: ", VariableName(flag.name),
-                                flag.repeatable ? " (several with commas between)." : "."))
+    const std::string help = absl::StrCat(
+        flag.meaning, "\nDefault: ", flag.default_text, ". Variable: ", VariableName(flag.name),
+        flag.repeatable ? " (several with commas between)." : ".");
+    if (flag.value.empty()) {
+      app.add_flag(Dashed(flag.name), values[flag.name], help);
+      continue;
+    }
+    app.add_option(Dashed(flag.name), values[flag.name], help)
         ->option_text(std::string(flag.value))  // in --help
         ->type_name(std::string(flag.value))    // in errors
         ->allow_extra_args(false);              // one value after each occurrence
@@ -151,6 +157,38 @@ void ReadEnvironment(const char* const* environment, GivenByFlag& given,
   }
 }
 
+// Whether strangers can reach a TCP address. A host name may mean any of this machine's addresses.
+bool IsBeyondThisMachine(absl::string_view listen) {
+  if (absl::StartsWith(listen, "unix:")) return false;
+  std::string host(listen.substr(0, listen.rfind(':')));
+  if (host == "localhost") return false;
+  in_addr ipv4 = {};
+  if (inet_pton(AF_INET, host.c_str(), &ipv4) == 1) return (ntohl(ipv4.s_addr) >> 24) != 127;
+  in6_addr ipv6 = {};
+  if (absl::StartsWith(host, "[")) host = host.substr(1, host.size() - 2);
+  return inet_pton(AF_INET6, host.c_str(), &ipv6) != 1 || !IN6_IS_ADDR_LOOPBACK(&ipv6);
+}
+
+absl::Status CheckTls(const Options& options, const GivenByFlag& given) {
+  // What is set but needs the other two, or the second.
+  const std::pair<absl::string_view, absl::string_view> needs[] = {
+      {"tls-cert", "tls-key"}, {"tls-key", "tls-cert"}, {"tls-client-ca", "tls-cert"}};
+  for (const auto& [flag, other] : needs) {
+    const auto found = given.find(flag);
+    if (found == given.end() || given.contains(other)) continue;
+    return Refused(found->second, found->second.values.front(),
+                   absl::StrCat("--", other, " beside it"));
+  }
+  if (!options.tls_cert.empty() || options.insecure) return absl::OkStatus();
+  for (const std::string& listen : options.listen) {
+    if (!IsBeyondThisMachine(listen)) continue;
+    return Refused(given.at("listen"), listen,
+                   "TLS (--tls-cert and --tls-key) for an address that other machines can reach, "
+                   "or --insecure where the network between is trusted");
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 std::string_view ServerVersion() {
@@ -196,6 +234,7 @@ absl::StatusOr<Options> ParseOptions(int argc, const char* const* argv,
                    absl::StrCat("at most the memory budget, ", FormatBytes(options.memory_budget),
                                 " (--memory-budget)"));
   }
+  if (absl::Status tls = CheckTls(options, given); !tls.ok()) return tls;
   if (options.max_shared_bytes == 0) options.max_shared_bytes = options.memory_budget;
   if (options.max_shared_bytes_per_peer == 0) {
     options.max_shared_bytes_per_peer = options.max_shared_bytes;

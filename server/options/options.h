@@ -24,6 +24,15 @@ struct Options {
   // HOST:PORT, [IPV6]:PORT or unix:PATH; at least one. Port 0: any free one.
   std::vector<std::string> listen = {"127.0.0.1:50051"};
 
+  // PEM files: with the first two TCP listeners serve TLS, with the third only to clients with a
+  // certificate of these authorities. Both of the first two, or none of the three.
+  std::string tls_cert;
+  std::string tls_key;
+  std::string tls_client_ca;
+
+  // Whether to listen beyond this machine without TLS.
+  bool insecure = false;
+
   // Name of the backend, or "auto". Whether it exists is for the one who makes it to say.
   std::string backend = "auto";
 

@@ -126,6 +126,15 @@ absl::Status Server::Listen(const Options& options) {
     if (!socket.ok()) return socket.status();
     memory_socket_ = *std::move(socket);
   }
+  if (!options.tls_cert.empty()) {
+    absl::StatusOr<std::unique_ptr<RenewedCredentials>> tls =
+        RenewedCredentials::Make({.tls_cert = options.tls_cert,
+                                  .tls_key = options.tls_key,
+                                  .tls_client_ca = options.tls_client_ca},
+                                 log_);
+    if (!tls.ok()) return tls.status();
+    tls_ = *std::move(tls);
+  }
   grpc::EnableDefaultHealthCheckService(true);
   grpc::ServerBuilder builder;
   // Two servers on one port would share its connections silently.
@@ -138,7 +147,10 @@ absl::Status Server::Listen(const Options& options) {
   builder.SetCompressionAlgorithmSupportStatus(GRPC_COMPRESS_GZIP, false);
   std::vector<int> ports(options.listen.size());
   for (size_t i = 0; i < options.listen.size(); ++i) {
-    builder.AddListeningPort(options.listen[i], grpc::InsecureServerCredentials(), &ports[i]);
+    const bool encrypted = tls_ != nullptr && !absl::StartsWith(options.listen[i], "unix:");
+    builder.AddListeningPort(options.listen[i],
+                             encrypted ? tls_->credentials() : grpc::InsecureServerCredentials(),
+                             &ports[i]);
   }
   builder.RegisterService(&service_);
   server_ = builder.BuildAndStart();

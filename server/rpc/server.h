@@ -21,12 +21,14 @@
 #include "server/rpc/watchdog.h"
 #include "server/shm/memory_socket.h"
 #include "server/shm/registry.h"
+#include "server/tls/renewed_credentials.h"
 
 namespace gradclip {
 
 class Server {
  public:
-  // Serves by `options`. `log` must outlive the server. Errors: an unusable backend or address.
+  // Serves by `options`. `log` must outlive the server. Errors: an unusable backend, certificate or
+  // address.
   static absl::StatusOr<std::unique_ptr<Server>> Start(const Options& options, Log& log);
   // Cancels what still runs.
   ~Server();
@@ -58,6 +60,7 @@ class Server {
   Environment environment_;
   Service service_;
   std::vector<std::string> addresses_;
+  std::unique_ptr<RenewedCredentials> tls_;      // null without --tls-cert
   std::unique_ptr<MemorySocket> memory_socket_;  // null without --memory-socket
   std::unique_ptr<grpc::Server> server_;
 };
