@@ -118,7 +118,7 @@ absl::Status CheckValidNow(absl::string_view flag, const std::string& path, X509
 
 }  // namespace
 
-absl::StatusOr<Certificates> LoadCertificates(const CertificateFiles& files) {
+absl::StatusOr<Certificates> LoadCertificates(const TlsFiles& files) {
   const absl::StatusOr<std::string> cert = ReadFile("tls-cert", files.tls_cert);
   if (!cert.ok()) return cert.status();
   const absl::StatusOr<std::string> key_pem = ReadFile("tls-key", files.tls_key);

@@ -12,7 +12,7 @@
 namespace gradclip {
 
 // Paths, each the flag of the same name: --tls-cert is tls_cert.
-struct CertificateFiles {
+struct TlsFiles {
   std::string tls_cert;       // the server's certificate, then those between it and its authority
   std::string tls_key;        // the key of the first, without a passphrase
   std::string tls_client_ca;  // authorities whose clients may connect; empty: anybody may
@@ -27,7 +27,7 @@ struct Certificates {
 
 // INVALID_ARGUMENT, naming flag, file and reason, for what can't be read, is no PEM, or does not
 // belong together, and for a certificate that is not valid now. No message holds the key.
-absl::StatusOr<Certificates> LoadCertificates(const CertificateFiles& files);
+absl::StatusOr<Certificates> LoadCertificates(const TlsFiles& files);
 
 }  // namespace gradclip
 

@@ -57,8 +57,8 @@ std::string RenewedCredentials::Published::path() const {
   return absl::StrCat("/proc/self/fd/", file_);
 }
 
-absl::StatusOr<std::unique_ptr<RenewedCredentials>> RenewedCredentials::Make(
-    const CertificateFiles& files, Log& log) {
+absl::StatusOr<std::unique_ptr<RenewedCredentials>> RenewedCredentials::Make(const TlsFiles& files,
+                                                                             Log& log) {
   std::unique_ptr<RenewedCredentials> made(new RenewedCredentials(files, log));
   made->seen_ = made->Stamp();
   const absl::StatusOr<Certificates> certificates = LoadCertificates(files);
@@ -81,7 +81,7 @@ absl::StatusOr<std::unique_ptr<RenewedCredentials>> RenewedCredentials::Make(
   return made;
 }
 
-RenewedCredentials::RenewedCredentials(CertificateFiles files, Log& log)
+RenewedCredentials::RenewedCredentials(TlsFiles files, Log& log)
     : files_(std::move(files)), log_(log) {}
 
 RenewedCredentials::~RenewedCredentials() {

@@ -34,8 +34,7 @@ class RenewedCredentials {
  public:
   // Reads the files for the first time. `log` must outlive this. Errors as LoadCertificates();
   // RESOURCE_EXHAUSTED where the system has no memory or descriptors left.
-  static absl::StatusOr<std::unique_ptr<RenewedCredentials>> Make(const CertificateFiles& files,
-                                                                  Log& log);
+  static absl::StatusOr<std::unique_ptr<RenewedCredentials>> Make(const TlsFiles& files, Log& log);
   // What was made of credentials() goes on with the last certificate.
   ~RenewedCredentials();
 
@@ -54,7 +53,7 @@ class RenewedCredentials {
     int file_ = -1;
   };
 
-  RenewedCredentials(CertificateFiles files, Log& log);
+  RenewedCredentials(TlsFiles files, Log& log);
 
   absl::Status Publish(const Certificates& certificates);
   void Watch();
@@ -62,7 +61,7 @@ class RenewedCredentials {
   // Changes whenever one of the files does: which they are, when they changed, how long they are.
   std::string Stamp() const;
 
-  const CertificateFiles files_;
+  const TlsFiles files_;
   Log& log_;
   Published key_and_chain_;
   Published client_ca_;
