@@ -22,15 +22,16 @@ struct CertificateFiles {
 
 struct CertificateRequest {
   std::string common_name = "gradclip test";
-  std::vector<std::string> dns_names;     // subject alternative names, as are
-  std::vector<std::string> ip_addresses;  // these, in text
+  std::vector<std::string> dns_names = {};     // subject alternative names, as are
+  std::vector<std::string> ip_addresses = {};  // these, in text
   // From now; certificates have whole seconds. Not yet valid: valid_from > 0; expired:
   // valid_until < 0.
   absl::Duration valid_from = -absl::Hours(1);
   absl::Duration valid_until = absl::Hours(1);
   bool through_intermediate = false;
   bool is_client = false;  // for authenticating a client, else a server
-  std::string file_stem;   // of both files, written anew where they exist; empty: one of its own
+  std::string file_stem =
+      {};  // of both files, written anew where they exist; empty: one of its own
 };
 
 class TestAuthority {

@@ -70,12 +70,27 @@ TEST(Options, HaveTheirDefaultsWithoutAnyFlag) {
 }
 
 TEST(Options, ReadEveryFlag) {
-  const absl::StatusOr<Options> options =
-      Parse({"--listen=0.0.0.0:1", "--listen", "[::1]:0", "--listen=unix:/run/gradclip.sock",
-             "--backend=cpu/avx2", "--memory-budget=4GiB", "--max-call-bytes", "1GiB",
-             "--max-message-bytes=1MiB", "--max-tensors=7", "--max-dimensions=3",
-             "--admission-timeout=500ms", "--idle-timeout=5m", "--drain-timeout=0",
-             "--arena-trim-interval=1h30m", "--log-format=json", "--log-level=error"});
+  const absl::StatusOr<Options> options = Parse({"--listen=0.0.0.0:1",
+                                                 "--listen",
+                                                 "[::1]:0",
+                                                 "--listen=unix:/run/gradclip.sock",
+                                                 "--backend=cpu/avx2",
+                                                 "--memory-budget=4GiB",
+                                                 "--max-call-bytes",
+                                                 "1GiB",
+                                                 "--max-message-bytes=1MiB",
+                                                 "--max-tensors=7",
+                                                 "--max-dimensions=3",
+                                                 "--admission-timeout=500ms",
+                                                 "--idle-timeout=5m",
+                                                 "--drain-timeout=0",
+                                                 "--arena-trim-interval=1h30m",
+                                                 "--log-format=json",
+                                                 "--log-level=error",
+                                                 "--tls-cert=cert.pem",
+                                                 "--tls-key=key.pem",
+                                                 "--tls-client-ca=ca.pem",
+                                                 "--insecure"});
   ASSERT_TRUE(options.ok()) << options.status();
   EXPECT_THAT(options->listen, ElementsAre("0.0.0.0:1", "[::1]:0", "unix:/run/gradclip.sock"));
   EXPECT_EQ(options->backend, "cpu/avx2");
@@ -90,16 +105,21 @@ TEST(Options, ReadEveryFlag) {
   EXPECT_EQ(options->arena_trim_interval, absl::Minutes(90));
   EXPECT_EQ(options->log_format, LogFormat::kJson);
   EXPECT_EQ(options->log_level, LogLevel::kError);
+  EXPECT_EQ(options->tls_cert, "cert.pem");
+  EXPECT_EQ(options->tls_key, "key.pem");
+  EXPECT_EQ(options->tls_client_ca, "ca.pem");
+  EXPECT_TRUE(options->insecure);
 }
 
 TEST(Options, ReadEveryVariable) {
   const absl::StatusOr<Options> options = Parse(
-      {},
-      {"GRADCLIP_LISTEN=0.0.0.0:1,[::1]:0,unix:/run/gradclip.sock", "GRADCLIP_BACKEND=cpu",
-       "GRADCLIP_MEMORY_BUDGET=4GiB", "GRADCLIP_MAX_CALL_BYTES=1GiB",
-       "GRADCLIP_MAX_MESSAGE_BYTES=1MiB", "GRADCLIP_MAX_TENSORS=7", "GRADCLIP_MAX_DIMENSIONS=3",
-       "GRADCLIP_ADMISSION_TIMEOUT=500ms", "GRADCLIP_IDLE_TIMEOUT=5m", "GRADCLIP_DRAIN_TIMEOUT=1s",
-       "GRADCLIP_ARENA_TRIM_INTERVAL=2s", "GRADCLIP_LOG_FORMAT=json", "GRADCLIP_LOG_LEVEL=debug"});
+      {}, {"GRADCLIP_LISTEN=0.0.0.0:1,[::1]:0,unix:/run/gradclip.sock", "GRADCLIP_BACKEND=cpu",
+           "GRADCLIP_MEMORY_BUDGET=4GiB", "GRADCLIP_MAX_CALL_BYTES=1GiB",
+           "GRADCLIP_MAX_MESSAGE_BYTES=1MiB", "GRADCLIP_MAX_TENSORS=7", "GRADCLIP_MAX_DIMENSIONS=3",
+           "GRADCLIP_ADMISSION_TIMEOUT=500ms", "GRADCLIP_IDLE_TIMEOUT=5m",
+           "GRADCLIP_DRAIN_TIMEOUT=1s", "GRADCLIP_ARENA_TRIM_INTERVAL=2s",
+           "GRADCLIP_LOG_FORMAT=json", "GRADCLIP_LOG_LEVEL=debug", "GRADCLIP_TLS_CERT=cert.pem",
+           "GRADCLIP_TLS_KEY=key.pem", "GRADCLIP_TLS_CLIENT_CA=ca.pem", "GRADCLIP_INSECURE=true"});
   ASSERT_TRUE(options.ok()) << options.status();
   EXPECT_THAT(options->listen, ElementsAre("0.0.0.0:1", "[::1]:0", "unix:/run/gradclip.sock"));
   EXPECT_EQ(options->backend, "cpu");
@@ -114,6 +134,10 @@ TEST(Options, ReadEveryVariable) {
   EXPECT_EQ(options->arena_trim_interval, absl::Seconds(2));
   EXPECT_EQ(options->log_format, LogFormat::kJson);
   EXPECT_EQ(options->log_level, LogLevel::kDebug);
+  EXPECT_EQ(options->tls_cert, "cert.pem");
+  EXPECT_EQ(options->tls_key, "key.pem");
+  EXPECT_EQ(options->tls_client_ca, "ca.pem");
+  EXPECT_TRUE(options->insecure);
   EXPECT_THAT(options->warnings, IsEmpty());
 }
 
@@ -206,7 +230,7 @@ TEST(Options, TakeOneValueAfterEachListen) {
 TEST(Options, CheckAddresses) {
   for (const char* address : {"localhost:0", "example.org:65535", "[::1]:50051", "[fe80::1%eth0]:1",
                               "unix:/tmp/a,b", "unix:relative", "unix:///run/x"}) {
-    EXPECT_TRUE(Parse({absl::StrCat("--listen=", address)}).ok()) << address;
+    EXPECT_TRUE(Parse({absl::StrCat("--listen=", address), "--insecure"}).ok()) << address;
   }
   for (const char* address :
        {"localhost", ":50051", "localhost:", "localhost:65536", "localhost:-1", "localhost:+1",
@@ -215,6 +239,43 @@ TEST(Options, CheckAddresses) {
   }
   EXPECT_TRUE(Parse({"--listen=unix:" + std::string(107, 'x')}).ok());
   EXPECT_THAT(Error({"--listen=unix:" + std::string(108, 'x')}), HasSubstr("1 to 107 bytes"));
+}
+
+TEST(Options, WantTlsForAddressesThatOtherMachinesCanReach) {
+  for (const char* address : {"localhost:1", "127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "unix:/x"}) {
+    EXPECT_TRUE(Parse({absl::StrCat("--listen=", address)}).ok()) << address;
+  }
+  for (const char* address : {"0.0.0.0:1", "[::]:1", "10.0.0.1:1", "[fe80::1]:1", "example.org:1",
+                              "127.example.org:1", "localhost.example.org:1"}) {
+    const std::string listen = absl::StrCat("--listen=", address);
+    EXPECT_EQ(Error({"--listen=localhost:1", listen}),
+              absl::StrCat(listen,
+                           ": expected TLS (--tls-cert and --tls-key) for an address that other "
+                           "machines can reach, or --insecure where the network between is "
+                           "trusted"));
+    EXPECT_TRUE(Parse({listen, "--insecure"}).ok()) << address;
+    EXPECT_TRUE(Parse({listen, "--tls-cert=c", "--tls-key=k"}).ok()) << address;
+    EXPECT_THAT(Error({listen, "--insecure=false"}), HasSubstr("expected TLS"));
+  }
+  EXPECT_THAT(Error({}, {"GRADCLIP_LISTEN=0.0.0.0:1"}), HasSubstr("GRADCLIP_LISTEN=0.0.0.0:1"));
+}
+
+TEST(Options, TlsNeedsACertificateAndItsKey) {
+  EXPECT_EQ(Error({"--tls-cert=c"}), "--tls-cert=c: expected --tls-key beside it");
+  EXPECT_EQ(Error({"--tls-key=k"}), "--tls-key=k: expected --tls-cert beside it");
+  EXPECT_EQ(Error({"--tls-client-ca=a"}), "--tls-client-ca=a: expected --tls-cert beside it");
+  EXPECT_EQ(Error({"--tls-cert="}), "--tls-cert: 1 required FILE missing; see --help");
+  EXPECT_EQ(Error({"--tls-cert", ""}), "--tls-cert=: expected a file's path");
+  EXPECT_TRUE(Parse({"--tls-cert=c", "--tls-key=k", "--tls-client-ca=a"}).ok());
+}
+
+TEST(Options, TakeSwitchesWithOrWithoutTheirValue) {
+  EXPECT_FALSE(Parse({})->insecure);
+  EXPECT_TRUE(Parse({"--insecure"})->insecure);
+  EXPECT_TRUE(Parse({"--insecure=1"})->insecure);
+  EXPECT_FALSE(Parse({"--insecure=false"})->insecure);
+  EXPECT_FALSE(Parse({"--insecure=false"}, {"GRADCLIP_INSECURE=true"})->insecure);
+  EXPECT_EQ(Error({"--insecure=maybe"}), "--insecure=maybe: expected true, false, 1, 0");
 }
 
 TEST(Options, RefuseAnAddressGivenTwice) {
@@ -261,7 +322,8 @@ TEST(Options, HelpStatesEveryFlagItsVariableAndItsDefault) {
   ASSERT_TRUE(options->print_and_exit.has_value());
   const std::string& help = *options->print_and_exit;
   for (const Flag& flag : AllFlags()) {
-    EXPECT_THAT(help, HasSubstr(absl::StrCat("--", flag.name, " ", flag.value)));
+    EXPECT_THAT(help, HasSubstr(absl::StrCat("--", flag.name, flag.value.empty() ? "\n" : " ",
+                                             flag.value)));
     EXPECT_THAT(help, HasSubstr(absl::StrCat("Default: ", flag.default_text,
                                              ". Variable: ", Variable(flag))));
   }
@@ -276,13 +338,15 @@ TEST(Options, DefaultsThatHelpStatesAreThoseThatHold) {
     const absl::string_view in_words[] = {"memory-budget",    "max-call-bytes",
                                           "memory-socket",    "memory-socket-uids",
                                           "max-shared-bytes", "max-shared-bytes-per-peer",
-                                          "compute-threads"};
+                                          "compute-threads",  "tls-cert",
+                                          "tls-key",          "tls-client-ca"};
     if (std::count(std::begin(in_words), std::end(in_words), flag.name) > 0) continue;
     const absl::StatusOr<Options> defaults = Parse({});
     const absl::StatusOr<Options> stated =
         Parse({absl::StrCat("--", flag.name, "=", flag.default_text)});
     ASSERT_TRUE(stated.ok()) << stated.status();
     EXPECT_EQ(stated->listen, defaults->listen);
+    EXPECT_EQ(stated->insecure, defaults->insecure);
     EXPECT_EQ(stated->backend, defaults->backend);
     EXPECT_EQ(stated->max_message_bytes, defaults->max_message_bytes);
     EXPECT_EQ(stated->max_tensors, defaults->max_tensors);

@@ -1,0 +1,87 @@
+#include "server/tls/certificates.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "tests/server/tls/tls_fixture.h"
+
+namespace gradclip {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+class CertificatesTest : public testing::Test {
+ protected:
+  // The message, which never holds the key.
+  std::string Error(const TlsFiles& files) {
+    const absl::StatusOr<Certificates> loaded = LoadCertificates(files);
+    if (loaded.ok()) return "no error";
+    EXPECT_TRUE(absl::IsInvalidArgument(loaded.status()));
+    EXPECT_THAT(loaded.status().ToString(), Not(HasSubstr("PRIVATE KEY-----\n")));
+    return std::string(loaded.status().message());
+  }
+
+  TlsFolder folder_;
+};
+
+TEST_F(CertificatesTest, AreReadWithTheirChainAndAuthorities) {
+  const CertificateFiles files =
+      folder_.Server({.common_name = "gradclip.example", .through_intermediate = true});
+  const absl::StatusOr<Certificates> loaded =
+      LoadCertificates(TlsFolder::Files(files, folder_.authority.ca_file()));
+  ASSERT_TRUE(loaded.ok()) << loaded.status();
+  EXPECT_THAT(loaded->subject, HasSubstr("CN=gradclip.example"));
+  EXPECT_GT(loaded->expires, absl::Now());
+  EXPECT_LT(loaded->expires, absl::Now() + absl::Hours(2));
+  EXPECT_THAT(loaded->key_and_chain,
+              AllOf(HasSubstr(Contents(files.key)), HasSubstr(Contents(files.cert))));
+  EXPECT_EQ(loaded->client_ca, Contents(folder_.authority.ca_file()));
+}
+
+TEST_F(CertificatesTest, ErrorsNameTheFlagTheFileAndTheReason) {
+  const CertificateFiles good = folder_.Server();
+  const std::string missing = folder_.path("missing");
+  EXPECT_EQ(Error({missing, good.key, ""}),
+            absl::StrCat("--tls-cert=", missing, ": can't be read: No such file or directory"));
+  EXPECT_EQ(Error({good.cert, missing, ""}),
+            absl::StrCat("--tls-key=", missing, ": can't be read: No such file or directory"));
+  EXPECT_EQ(
+      Error({good.cert, good.key, missing}),
+      absl::StrCat("--tls-client-ca=", missing, ": can't be read: No such file or directory"));
+  EXPECT_THAT(Error({folder_.path(""), good.key, ""}), HasSubstr("Is a directory"));
+  EXPECT_THAT(Error({good.key, good.key, ""}), HasSubstr("has no certificate in PEM form"));
+  EXPECT_THAT(Error({good.cert, good.cert, ""}), HasSubstr("has no private key in PEM form"));
+  EXPECT_THAT(Error({good.cert, good.key, good.key}),
+              AllOf(HasSubstr("--tls-client-ca="), HasSubstr("has no certificate in PEM form")));
+  EXPECT_THAT(Error({good.cert, folder_.Server().key, ""}),
+              AllOf(HasSubstr("--tls-key="), HasSubstr("is not the key of the first certificate")));
+}
+
+TEST_F(CertificatesTest, RefuseADamagedOneAmongGoodOnes) {
+  const CertificateFiles good = folder_.Server();
+  std::string chain = Contents(good.cert) + Contents(good.cert);
+  chain[Contents(good.cert).size() + 100] ^= 1;
+  WriteFile(folder_.path("damaged"), chain);
+  EXPECT_THAT(Error({folder_.path("damaged"), good.key, ""}),
+              HasSubstr("certificate 2 of the file is damaged"));
+}
+
+TEST_F(CertificatesTest, RefuseAFileThatIsTooLong) {
+  const CertificateFiles good = folder_.Server();
+  WriteFile(folder_.path("long"), std::string((1 << 20) + 1, '\n'));
+  EXPECT_THAT(Error({folder_.path("long"), good.key, ""}), HasSubstr("has more than 1 MiB"));
+}
+
+TEST_F(CertificatesTest, RefuseWhatIsNotValidNow) {
+  EXPECT_THAT(Error(TlsFolder::Files(folder_.Server({.valid_until = -absl::Minutes(1)}))),
+              HasSubstr("has expired at "));
+  EXPECT_THAT(Error(TlsFolder::Files(folder_.Server({.valid_from = absl::Minutes(1)}))),
+              HasSubstr("is valid only from "));
+}
+
+}  // namespace
+}  // namespace gradclip

@@ -1,0 +1,58 @@
+// A folder with an authority of its own, and files that a server may follow.
+#ifndef GRADCLIP_TESTS_SERVER_TLS_TLS_FIXTURE_H_
+#define GRADCLIP_TESTS_SERVER_TLS_TLS_FIXTURE_H_
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <string>
+
+#include "server/tls/certificates.h"
+#include "tests/tls/certificates.h"
+
+namespace gradclip {
+
+inline std::string Contents(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+inline void WriteFile(const std::string& path, const std::string& contents) {
+  std::ofstream(path, std::ios::binary) << contents;
+}
+
+class TlsFolder {
+ public:
+  TlsFolder() { std::filesystem::create_directories(folder_); }
+  ~TlsFolder() { std::filesystem::remove_all(folder_); }
+
+  std::string path(const std::string& name) const { return folder_ / name; }
+
+  // A server's certificate for this host.
+  CertificateFiles Server(CertificateRequest request = {}) {
+    request.dns_names = {"localhost"};
+    request.ip_addresses = {"127.0.0.1"};
+    return authority.Issue(request);
+  }
+
+  static TlsFiles Files(const CertificateFiles& files, const std::string& client_ca = "") {
+    return {.tls_cert = files.cert, .tls_key = files.key, .tls_client_ca = client_ca};
+  }
+
+ private:
+  const std::filesystem::path folder_ =
+      std::filesystem::path(testing::TempDir()) /
+      (std::string("tls-") + std::to_string(getpid()) +
+       testing::UnitTest::GetInstance()->current_test_info()->name());
+
+ public:
+  TestAuthority authority{folder_, "ours"};
+  TestAuthority other{folder_, "other"};
+};
+
+}  // namespace gradclip
+
+#endif  // GRADCLIP_TESTS_SERVER_TLS_TLS_FIXTURE_H_
