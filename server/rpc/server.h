@@ -19,9 +19,9 @@
 #include "server/rpc/environment.h"
 #include "server/rpc/service.h"
 #include "server/rpc/watchdog.h"
+#include "server/security/renewed_credentials.h"
 #include "server/shm/memory_socket.h"
 #include "server/shm/registry.h"
-#include "server/tls/renewed_credentials.h"
 
 namespace gradclip {
 

@@ -1,8 +1,8 @@
 // The server's certificate, its key and the authorities of its clients, read from PEM files and
 // checked as a whole, so that a mistake is named before any handshake fails of it. Values and
 // functions that read files; thread-safe.
-#ifndef GRADCLIP_SERVER_TLS_CERTIFICATES_H_
-#define GRADCLIP_SERVER_TLS_CERTIFICATES_H_
+#ifndef GRADCLIP_SERVER_SECURITY_CERTIFICATES_H_
+#define GRADCLIP_SERVER_SECURITY_CERTIFICATES_H_
 
 #include <string>
 
@@ -31,4 +31,4 @@ absl::StatusOr<Certificates> LoadCertificates(const TlsFiles& files);
 
 }  // namespace gradclip
 
-#endif  // GRADCLIP_SERVER_TLS_CERTIFICATES_H_
+#endif  // GRADCLIP_SERVER_SECURITY_CERTIFICATES_H_

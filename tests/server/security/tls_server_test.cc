@@ -8,9 +8,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "gmock/gmock.h"
-#include "server/tls/renewed_credentials.h"
+#include "server/security/renewed_credentials.h"
 #include "tests/server/rpc/server_fixture.h"
-#include "tests/server/tls/tls_fixture.h"
+#include "tests/server/security/tls_fixture.h"
 
 namespace gradclip {
 namespace {

@@ -1,6 +1,6 @@
 // A folder with an authority of its own, and files that a server may follow.
-#ifndef GRADCLIP_TESTS_SERVER_TLS_TLS_FIXTURE_H_
-#define GRADCLIP_TESTS_SERVER_TLS_TLS_FIXTURE_H_
+#ifndef GRADCLIP_TESTS_SERVER_SECURITY_TLS_FIXTURE_H_
+#define GRADCLIP_TESTS_SERVER_SECURITY_TLS_FIXTURE_H_
 
 #include <gtest/gtest.h>
 #include <unistd.h>
@@ -10,7 +10,7 @@
 #include <iterator>
 #include <string>
 
-#include "server/tls/certificates.h"
+#include "server/security/certificates.h"
 #include "tests/tls/certificates.h"
 
 namespace gradclip {
@@ -55,4 +55,4 @@ class TlsFolder {
 
 }  // namespace gradclip
 
-#endif  // GRADCLIP_TESTS_SERVER_TLS_TLS_FIXTURE_H_
+#endif  // GRADCLIP_TESTS_SERVER_SECURITY_TLS_FIXTURE_H_

@@ -1,11 +1,11 @@
-#include "server/tls/certificates.h"
+#include "server/security/certificates.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
-#include "tests/server/tls/tls_fixture.h"
+#include "tests/server/security/tls_fixture.h"
 
 namespace gradclip {
 namespace {

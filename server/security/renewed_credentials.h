@@ -13,20 +13,18 @@
 // replaced between them, handshakes fail until its next look, a second later.
 //
 // Thread-safe.
-#ifndef GRADCLIP_SERVER_TLS_RENEWED_CREDENTIALS_H_
-#define GRADCLIP_SERVER_TLS_RENEWED_CREDENTIALS_H_
+#ifndef GRADCLIP_SERVER_SECURITY_RENEWED_CREDENTIALS_H_
+#define GRADCLIP_SERVER_SECURITY_RENEWED_CREDENTIALS_H_
 
 #include <grpcpp/security/server_credentials.h>
 
-#include <condition_variable>
 #include <memory>
-#include <mutex>
 #include <string>
-#include <thread>
 
 #include "absl/status/statusor.h"
 #include "server/observe/log.h"
-#include "server/tls/certificates.h"
+#include "server/security/certificates.h"
+#include "server/security/followed_files.h"
 
 namespace gradclip {
 
@@ -35,9 +33,8 @@ class RenewedCredentials {
   // Reads the files for the first time. `log` must outlive this. Errors as LoadCertificates();
   // RESOURCE_EXHAUSTED where the system has no memory or descriptors left.
   static absl::StatusOr<std::unique_ptr<RenewedCredentials>> Make(const TlsFiles& files, Log& log);
-  // What was made of credentials() goes on with the last certificate.
-  ~RenewedCredentials();
 
+  // What was made of them goes on with the last certificate when this is gone.
   const std::shared_ptr<grpc::ServerCredentials>& credentials() const { return credentials_; }
 
  private:
@@ -55,26 +52,15 @@ class RenewedCredentials {
 
   RenewedCredentials(TlsFiles files, Log& log);
 
-  absl::Status Publish(const Certificates& certificates);
-  void Watch();
-  void LookAgain();
-  // Changes whenever one of the files does: which they are, when they changed, how long they are.
-  std::string Stamp() const;
-
+  absl::Status Take();  // reads the files, and publishes what is in them
   const TlsFiles files_;
   Log& log_;
   Published key_and_chain_;
   Published client_ca_;
-  std::string seen_;       // Stamp() at the last look; the thread's, once it runs
-  std::string complaint_;  // what the last look was logged with; the same
   std::shared_ptr<grpc::ServerCredentials> credentials_;
-
-  std::mutex mutex_;
-  std::condition_variable wake_;
-  bool stop_ = false;  // guarded by mutex_
-  std::thread thread_;
+  std::unique_ptr<FollowedFiles> followed_;  // last: calls Take()
 };
 
 }  // namespace gradclip
 
-#endif  // GRADCLIP_SERVER_TLS_RENEWED_CREDENTIALS_H_
+#endif  // GRADCLIP_SERVER_SECURITY_RENEWED_CREDENTIALS_H_

@@ -1,21 +1,18 @@
-#include "server/tls/certificates.h"
+#include "server/security/certificates.h"
 
 #include <openssl/bio.h>
 #include <openssl/err.h>
 #include <openssl/pem.h>
 #include <openssl/x509.h>
 
-#include <cerrno>
-#include <cstring>
 #include <ctime>
-#include <fstream>
-#include <iterator>
 #include <memory>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/clock.h"
+#include "server/security/followed_files.h"
 
 namespace gradclip {
 namespace {
@@ -23,29 +20,6 @@ namespace {
 using BioPtr = std::unique_ptr<BIO, decltype(&BIO_free)>;
 using KeyPtr = std::unique_ptr<EVP_PKEY, decltype(&EVP_PKEY_free)>;
 using CertificatePtr = std::unique_ptr<X509, decltype(&X509_free)>;
-
-// A chain of more is a mistake; of a file that is something else, no more is read.
-constexpr size_t kMostFileBytes = size_t{1} << 20;
-
-absl::Status Refused(absl::string_view flag, const std::string& path, absl::string_view why) {
-  return absl::InvalidArgumentError(absl::StrCat("--", flag, "=", path, ": ", why));
-}
-
-absl::StatusOr<std::string> ReadFile(absl::string_view flag, const std::string& path) {
-  errno = 0;
-  std::ifstream file(path, std::ios::binary);
-  std::string text;
-  if (file.is_open()) {
-    text.resize(kMostFileBytes + 1);
-    file.read(text.data(), static_cast<std::streamsize>(text.size()));
-    text.resize(static_cast<size_t>(file.gcount()));
-  }
-  if (!file.is_open() || file.bad()) {
-    return Refused(flag, path, absl::StrCat("can't be read: ", std::strerror(errno)));
-  }
-  if (text.size() > kMostFileBytes) return Refused(flag, path, "has more than 1 MiB");
-  return text;
-}
 
 BioPtr Open(const std::string& pem) {
   return {BIO_new_mem_buf(pem.data(), static_cast<int>(pem.size())), &BIO_free};
@@ -67,11 +41,12 @@ absl::StatusOr<std::vector<CertificatePtr>> ParseChain(absl::string_view flag,
   const bool at_end = ERR_GET_REASON(ERR_peek_last_error()) == PEM_R_NO_START_LINE;
   ERR_clear_error();
   if (!at_end) {
-    return Refused(flag, path,
-                   absl::StrCat("certificate ", chain.size() + 1, " of the file is damaged"));
+    return RefuseFlagFile(
+        flag, path, absl::StrCat("certificate ", chain.size() + 1, " of the file is damaged"));
   }
   if (chain.empty()) {
-    return Refused(flag, path, "has no certificate in PEM form (-----BEGIN CERTIFICATE-----)");
+    return RefuseFlagFile(flag, path,
+                          "has no certificate in PEM form (-----BEGIN CERTIFICATE-----)");
   }
   return chain;
 }
@@ -81,9 +56,10 @@ absl::StatusOr<KeyPtr> ParseKey(const std::string& path, const std::string& pem)
   KeyPtr key(PEM_read_bio_PrivateKey(bio.get(), nullptr, NoPassphrase, nullptr), &EVP_PKEY_free);
   ERR_clear_error();
   if (key == nullptr) {
-    return Refused("tls-key", path,
-                   "has no private key in PEM form (-----BEGIN PRIVATE KEY-----), or one with a "
-                   "passphrase, which the server can't ask for");
+    return RefuseFlagFile(
+        "tls-key", path,
+        "has no private key in PEM form (-----BEGIN PRIVATE KEY-----), or one with a "
+        "passphrase, which the server can't ask for");
   }
   return key;
 }
@@ -109,19 +85,19 @@ absl::Status CheckValidNow(absl::string_view flag, const std::string& path, X509
   const absl::Time until = TimeOf(X509_get0_notAfter(certificate));
   if (now >= from && now <= until) return absl::OkStatus();
   const bool early = now < from;
-  return Refused(flag, path,
-                 absl::StrCat("the certificate of ", SubjectOf(certificate),
-                              early ? " is valid only from " : " has expired at ",
-                              absl::FormatTime(early ? from : until, absl::UTCTimeZone()),
-                              "; it is now ", absl::FormatTime(now, absl::UTCTimeZone())));
+  return RefuseFlagFile(flag, path,
+                        absl::StrCat("the certificate of ", SubjectOf(certificate),
+                                     early ? " is valid only from " : " has expired at ",
+                                     absl::FormatTime(early ? from : until, absl::UTCTimeZone()),
+                                     "; it is now ", absl::FormatTime(now, absl::UTCTimeZone())));
 }
 
 }  // namespace
 
 absl::StatusOr<Certificates> LoadCertificates(const TlsFiles& files) {
-  const absl::StatusOr<std::string> cert = ReadFile("tls-cert", files.tls_cert);
+  const absl::StatusOr<std::string> cert = ReadFlagFile("tls-cert", files.tls_cert);
   if (!cert.ok()) return cert.status();
-  const absl::StatusOr<std::string> key_pem = ReadFile("tls-key", files.tls_key);
+  const absl::StatusOr<std::string> key_pem = ReadFlagFile("tls-key", files.tls_key);
   if (!key_pem.ok()) return key_pem.status();
   const auto chain = ParseChain("tls-cert", files.tls_cert, *cert);
   if (!chain.ok()) return chain.status();
@@ -132,9 +108,9 @@ absl::StatusOr<Certificates> LoadCertificates(const TlsFiles& files) {
   const bool match = X509_check_private_key(leaf, key->get()) == 1;
   ERR_clear_error();
   if (!match) {
-    return Refused("tls-key", files.tls_key,
-                   absl::StrCat("is not the key of the first certificate in ", files.tls_cert, " (",
-                                SubjectOf(leaf), ")"));
+    return RefuseFlagFile("tls-key", files.tls_key,
+                          absl::StrCat("is not the key of the first certificate in ",
+                                       files.tls_cert, " (", SubjectOf(leaf), ")"));
   }
   if (absl::Status valid = CheckValidNow("tls-cert", files.tls_cert, leaf); !valid.ok()) {
     return valid;
@@ -145,7 +121,7 @@ absl::StatusOr<Certificates> LoadCertificates(const TlsFiles& files) {
   loaded.expires = TimeOf(X509_get0_notAfter(leaf));
 
   if (!files.tls_client_ca.empty()) {
-    absl::StatusOr<std::string> client_ca = ReadFile("tls-client-ca", files.tls_client_ca);
+    absl::StatusOr<std::string> client_ca = ReadFlagFile("tls-client-ca", files.tls_client_ca);
     if (!client_ca.ok()) return client_ca.status();
     const auto authorities = ParseChain("tls-client-ca", files.tls_client_ca, *client_ca);
     if (!authorities.ok()) return authorities.status();

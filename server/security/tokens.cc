@@ -1,0 +1,126 @@
+#include "server/security/tokens.h"
+
+#include <openssl/crypto.h>
+#include <openssl/sha.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/escaping.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+
+namespace gradclip {
+namespace {
+
+constexpr absl::string_view kFlag = "auth-token-file";
+constexpr size_t kLongestName = 64;
+
+absl::Status Malformed(size_t line, absl::string_view why) {
+  return absl::InvalidArgumentError(absl::StrCat("line ", line, " ", why));
+}
+
+bool IsName(absl::string_view text) {
+  return !text.empty() && text.size() <= kLongestName &&
+         std::all_of(text.begin(), text.end(), [](unsigned char c) {
+           return absl::ascii_isalnum(c) ||
+                  absl::string_view("-_.@").find(static_cast<char>(c)) != absl::string_view::npos;
+         });
+}
+
+}  // namespace
+
+absl::StatusOr<Tokens> Tokens::Parse(absl::string_view text) {
+  Tokens tokens;
+  size_t number = 0;
+  for (const absl::string_view line : absl::StrSplit(text, '\n')) {
+    ++number;
+    const std::vector<absl::string_view> words =
+        absl::StrSplit(line, absl::ByAnyChar(" \t\r"), absl::SkipEmpty());
+    if (words.empty() || absl::StartsWith(words[0], "#")) continue;
+    if (words.size() != 2) {
+      return Malformed(number, "does not consist of a name and the SHA-256 of its token");
+    }
+    if (!IsName(words[0])) {
+      return Malformed(number, absl::StrCat("begins with no name: letters, digits and -_.@, at "
+                                            "most ",
+                                            kLongestName));
+    }
+    Entry entry = {std::string(words[0]), {}};
+    if (words[1].size() != 2 * entry.hash.size() ||
+        !std::all_of(words[1].begin(), words[1].end(), absl::ascii_isxdigit)) {
+      return Malformed(number, "has no SHA-256 after the name: 64 hexadecimal digits");
+    }
+    const std::string hash = absl::HexStringToBytes(words[1]);
+    std::copy(hash.begin(), hash.end(), entry.hash.begin());
+    for (const Entry& other : tokens.entries_) {
+      if (other.hash == entry.hash) {
+        return Malformed(number, absl::StrCat("has the token of ", other.name, " again"));
+      }
+    }
+    tokens.entries_.push_back(std::move(entry));
+  }
+  if (tokens.entries_.empty()) {
+    return absl::InvalidArgumentError("has no token, so that nobody could call");
+  }
+  return tokens;
+}
+
+const std::string* Tokens::Find(absl::string_view token) const {
+  Hash hash;
+  SHA256(reinterpret_cast<const unsigned char*>(token.data()), token.size(), hash.data());
+  const std::string* found = nullptr;
+  for (const Entry& entry : entries_) {
+    if (CRYPTO_memcmp(entry.hash.data(), hash.data(), hash.size()) == 0) found = &entry.name;
+  }
+  return found;
+}
+
+absl::StatusOr<std::unique_ptr<Callers>> Callers::Make(const std::string& auth_token_file,
+                                                       Log& log) {
+  std::unique_ptr<Callers> callers(new Callers(auth_token_file));
+  const auto take = [self = callers.get(), &log]() -> absl::Status {
+    const absl::StatusOr<std::string> text = ReadFlagFile(kFlag, self->path_);
+    if (!text.ok()) return text.status();
+    absl::StatusOr<Tokens> tokens = Tokens::Parse(*text);
+    if (!tokens.ok()) return RefuseFlagFile(kFlag, self->path_, tokens.status().message());
+    log.Info("tokens in use", {{"tokens", tokens->size()}});
+    const auto shared = std::make_shared<const Tokens>(*std::move(tokens));
+    const std::lock_guard lock(self->mutex_);
+    self->tokens_ = shared;
+    return absl::OkStatus();
+  };
+  auto followed = FollowedFiles::Follow("tokens", {auth_token_file}, take, log);
+  if (!followed.ok()) return followed.status();
+  callers->followed_ = *std::move(followed);
+  return callers;
+}
+
+absl::StatusOr<std::string> Callers::Authenticate(const absl::string_view* authorization) const {
+  constexpr absl::string_view kScheme = "bearer ";
+  if (authorization == nullptr) {
+    return absl::UnauthenticatedError(
+        "the call has no token, and this server wants one: send the metadata authorization: Bearer "
+        "TOKEN (the client's token_file, the command's --token-file)");
+  }
+  if (!absl::StartsWithIgnoreCase(*authorization, kScheme)) {
+    return absl::UnauthenticatedError(
+        "the metadata authorization is not of the form Bearer TOKEN, which this server wants");
+  }
+  std::shared_ptr<const Tokens> tokens;
+  {
+    const std::lock_guard lock(mutex_);
+    tokens = tokens_;
+  }
+  const std::string* const name = tokens->Find(authorization->substr(kScheme.size()));
+  if (name == nullptr) {
+    return absl::UnauthenticatedError(
+        "the call's token is not known here: it may be mistyped, another server's or withdrawn; "
+        "ask who runs the server for one");
+  }
+  return *name;
+}
+
+}  // namespace gradclip

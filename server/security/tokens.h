@@ -1,0 +1,68 @@
+// Who a bearer token belongs to. Tokens are kept, and written down by operators, as hashes: who
+// reads the file, or this memory, can't call with what is in it.
+// Tokens is a value, Callers thread-safe.
+#ifndef GRADCLIP_SERVER_SECURITY_TOKENS_H_
+#define GRADCLIP_SERVER_SECURITY_TOKENS_H_
+
+#include <array>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "server/observe/log.h"
+#include "server/security/followed_files.h"
+
+namespace gradclip {
+
+class Tokens {
+ public:
+  // Lines of a name and the SHA-256 of its token in hexadecimal, with blanks between; empty lines
+  // and those that begin with # mean nothing. A name (letters, digits and -_.@) may have several
+  // tokens, so that the next can be handed out before the last is withdrawn. INVALID_ARGUMENT,
+  // with the line's number and never its hash, for anything else, for the same hash twice and
+  // where there is no token at all.
+  static absl::StatusOr<Tokens> Parse(absl::string_view text);
+
+  // The name of the token; null for an unknown one. Takes the same time whichever it is.
+  const std::string* Find(absl::string_view token) const;
+
+  size_t size() const { return entries_.size(); }
+
+ private:
+  using Hash = std::array<unsigned char, 32>;
+  struct Entry {
+    std::string name;
+    Hash hash;
+  };
+
+  std::vector<Entry> entries_;
+};
+
+// Tokens of a file that is followed while the server runs.
+class Callers {
+ public:
+  // Errors as Tokens::Parse and ReadFlagFile, naming --auth-token-file. `log` must outlive this.
+  static absl::StatusOr<std::unique_ptr<Callers>> Make(const std::string& auth_token_file,
+                                                       Log& log);
+
+  // Who calls with this `authorization` metadata; null where there was none. UNAUTHENTICATED, with
+  // what to do and nothing about others, for anything but "Bearer TOKEN" with a known token.
+  absl::StatusOr<std::string> Authenticate(const absl::string_view* authorization) const;
+
+ private:
+  explicit Callers(std::string path) : path_(std::move(path)) {}
+
+  const std::string path_;
+  mutable std::mutex mutex_;
+  std::shared_ptr<const Tokens> tokens_;     // guarded by mutex_
+  std::unique_ptr<FollowedFiles> followed_;  // last: reads the file again
+};
+
+}  // namespace gradclip
+
+#endif  // GRADCLIP_SERVER_SECURITY_TOKENS_H_
