@@ -125,6 +125,7 @@ std::string FormatCall(LogFormat format, absl::Time time, const CallRecord& call
     line["call_id"] = call.call_id;
     line["rpc"] = call.rpc;
     line["peer"] = call.peer;
+    if (!call.caller.empty()) line["caller"] = call.caller;
     line["bytes_in"] = call.bytes_in;
     line["bytes_out"] = call.bytes_out;
     line["shared_bytes"] = call.shared_bytes;
@@ -139,8 +140,9 @@ std::string FormatCall(LogFormat format, absl::Time time, const CallRecord& call
   }
 
   std::string line = absl::StrCat(TextStart(LogLevel::kInfo, time), "call ", call.call_id, " ",
-                                  View(call.rpc), " ", absl::Utf8SafeCEscape(call.peer), " ",
-                                  call.bytes_in, " B in, ", call.bytes_out, " B out, ");
+                                  View(call.rpc), " ", absl::Utf8SafeCEscape(call.peer), " ");
+  if (!call.caller.empty()) absl::StrAppend(&line, "by ", absl::Utf8SafeCEscape(call.caller), " ");
+  absl::StrAppend(&line, call.bytes_in, " B in, ", call.bytes_out, " B out, ");
   if (call.shared_bytes > 0) absl::StrAppend(&line, call.shared_bytes, " B shared, ");
   absl::StrAppend(&line, call.tensors, " tensors, ");
   if (call.norm.has_value()) absl::StrAppend(&line, "norm ", TextNumber(*call.norm), ", ");

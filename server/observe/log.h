@@ -53,6 +53,7 @@ struct LogField {
 struct CallRecord {
   uint64_t call_id = 0;
   std::string peer;                   // as gRPC names it: "ipv4:127.0.0.1:5123"
+  std::string caller;                 // whose token or certificate it was; empty: nobody's
   std::string_view rpc;               // "ClipGradNorm"
   uint64_t bytes_in = 0;              // gradient bytes received
   uint64_t bytes_out = 0;             // the same, sent back

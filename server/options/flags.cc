@@ -161,6 +161,11 @@ const std::vector<Flag>& AllFlags() {
       {"tls-client-ca", "FILE",
        "Authorities in PEM form: over TCP, only clients with a certificate of theirs may connect.",
        "none: clients need no certificate", false, File(&Options::tls_client_ca)},
+      {"auth-token-file", "FILE",
+       "Who may call: lines of a name and the SHA-256 of its bearer token, in hexadecimal. "
+       "Changes\n"
+       "are taken over. A client certificate, under --tls-client-ca, takes a token's place.",
+       "none: whoever can connect may call", false, File(&Options::auth_token_file)},
       {"insecure", "",
        "Allow --listen beyond this machine without TLS: gradients can then be read, and changed,\n"
        "by whoever is on the network between.",

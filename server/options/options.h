@@ -30,6 +30,9 @@ struct Options {
   std::string tls_key;
   std::string tls_client_ca;
 
+  // File of the tokens with which clients may call; empty: no token is needed.
+  std::string auth_token_file;
+
   // Whether to listen beyond this machine without TLS.
   bool insecure = false;
 

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "absl/strings/str_format.h"
+#include "server/rpc/caller.h"
 
 namespace gradclip {
 namespace {
@@ -53,6 +54,9 @@ Call::Call(Environment& environment, grpc::CallbackServerContext* context, std::
 
 void Call::Begin() {
   if (!environment_.watchdog.Add(shared_from_this())) return End(Draining());
+  absl::StatusOr<std::string> caller = CallerOf(*context_, environment_.callers);
+  if (!caller.ok()) return End(caller.status());
+  caller_ = *std::move(caller);
   Read();
 }
 
@@ -404,6 +408,7 @@ void Call::OnEnded() {
   }
   record.call_id = id_;
   record.peer = peer_;
+  record.caller = caller_;
   record.rpc = rpc_;
   record.bytes_in = session_.received_bytes() - session_.shared_bytes();
   record.shared_bytes = session_.shared_bytes();

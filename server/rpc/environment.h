@@ -12,6 +12,7 @@
 #include "server/memory/budget.h"
 #include "server/observe/log.h"
 #include "server/pool/worker_pool.h"
+#include "server/security/tokens.h"
 #include "server/shm/registry.h"
 #include "server/wire/message.h"
 
@@ -37,6 +38,8 @@ struct Environment {
   Watchdog& watchdog;
   WorkerPool& pool;
   const RegionRegistry* regions = nullptr;  // null where there is no memory socket
+
+  const Callers* callers = nullptr;  // null where nobody has to show a token
 
   uint64_t max_message_bytes = 0;  // --max-message-bytes
   uint64_t max_call_bytes = 0;     // --max-call-bytes

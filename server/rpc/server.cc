@@ -135,6 +135,12 @@ absl::Status Server::Listen(const Options& options) {
     if (!tls.ok()) return tls.status();
     tls_ = *std::move(tls);
   }
+  if (!options.auth_token_file.empty()) {
+    absl::StatusOr<std::unique_ptr<Callers>> callers = Callers::Make(options.auth_token_file, log_);
+    if (!callers.ok()) return callers.status();
+    callers_ = *std::move(callers);
+    environment_.callers = callers_.get();
+  }
   grpc::EnableDefaultHealthCheckService(true);
   grpc::ServerBuilder builder;
   // Two servers on one port would share its connections silently.

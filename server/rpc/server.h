@@ -20,6 +20,7 @@
 #include "server/rpc/service.h"
 #include "server/rpc/watchdog.h"
 #include "server/security/renewed_credentials.h"
+#include "server/security/tokens.h"
 #include "server/shm/memory_socket.h"
 #include "server/shm/registry.h"
 
@@ -57,6 +58,7 @@ class Server {
   RegionRegistry regions_;
   WorkerPool pool_;
   Watchdog watchdog_;
+  std::unique_ptr<Callers> callers_;  // null without --auth-token-file
   Environment environment_;
   Service service_;
   std::vector<std::string> addresses_;

@@ -1,7 +1,9 @@
 #include "server/rpc/service.h"
 
 #include <memory>
+#include <utility>
 
+#include "server/rpc/caller.h"
 #include "server/rpc/clip_grad_norm_call.h"
 #include "server/rpc/compute_norm_call.h"
 
@@ -27,11 +29,15 @@ grpc::ServerUnaryReactor* Service::GetServerInfo(grpc::CallbackServerContext* co
   const SteadyTime begin = std::chrono::steady_clock::now();
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   CallRecord record;
-  if (environment_.watchdog.closed()) {
+  absl::StatusOr<std::string> caller = CallerOf(*context, environment_.callers);
+  if (!caller.ok()) {
+    record.status = caller.status();
+  } else if (environment_.watchdog.closed()) {
     record.status = Draining();
   } else {
     *response = info_;
   }
+  record.caller = std::move(caller).value_or("");
   record.call_id = environment_.next_call_id.fetch_add(1, std::memory_order_relaxed);
   record.peer = context->peer();
   record.rpc = "GetServerInfo";

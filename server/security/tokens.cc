@@ -98,9 +98,10 @@ absl::StatusOr<std::unique_ptr<Callers>> Callers::Make(const std::string& auth_t
   return callers;
 }
 
-absl::StatusOr<std::string> Callers::Authenticate(const absl::string_view* authorization) const {
+absl::StatusOr<std::string> Callers::Authenticate(
+    std::optional<absl::string_view> authorization) const {
   constexpr absl::string_view kScheme = "bearer ";
-  if (authorization == nullptr) {
+  if (!authorization.has_value()) {
     return absl::UnauthenticatedError(
         "the call has no token, and this server wants one: send the metadata authorization: Bearer "
         "TOKEN (the client's token_file, the command's --token-file)");

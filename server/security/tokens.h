@@ -50,9 +50,9 @@ class Callers {
   static absl::StatusOr<std::unique_ptr<Callers>> Make(const std::string& auth_token_file,
                                                        Log& log);
 
-  // Who calls with this `authorization` metadata; null where there was none. UNAUTHENTICATED, with
+  // Who calls with this `authorization` metadata, if there was any. UNAUTHENTICATED, with
   // what to do and nothing about others, for anything but "Bearer TOKEN" with a known token.
-  absl::StatusOr<std::string> Authenticate(const absl::string_view* authorization) const;
+  absl::StatusOr<std::string> Authenticate(std::optional<absl::string_view> authorization) const;
 
  private:
   explicit Callers(std::string path) : path_(std::move(path)) {}

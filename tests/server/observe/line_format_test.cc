@@ -152,6 +152,14 @@ TEST(FormatCall, EscapesThePeer) {
   EXPECT_THAT(CallText(call), ::testing::HasSubstr("unix:/tmp/a\\nb 1434096"));
 }
 
+TEST(FormatCall, SaysWhoCalled) {
+  CallRecord call = Call();
+  call.caller = "trainer\n1";
+  EXPECT_THAT(CallText(call), ::testing::HasSubstr("ipv4:127.0.0.1:5123 by trainer\\n1 1434096 B"));
+  EXPECT_EQ(Json::parse(FormatCall(LogFormat::kJson, kTime, call))["caller"], "trainer\n1");
+  EXPECT_FALSE(Json::parse(FormatCall(LogFormat::kJson, kTime, Call())).contains("caller"));
+}
+
 TEST(FormatCall, SaysWhatWasShared) {
   CallRecord call = Call();
   call.shared_bytes = 4096;

@@ -90,6 +90,7 @@ TEST(Options, ReadEveryFlag) {
                                                  "--tls-cert=cert.pem",
                                                  "--tls-key=key.pem",
                                                  "--tls-client-ca=ca.pem",
+                                                 "--auth-token-file=tokens",
                                                  "--insecure"});
   ASSERT_TRUE(options.ok()) << options.status();
   EXPECT_THAT(options->listen, ElementsAre("0.0.0.0:1", "[::1]:0", "unix:/run/gradclip.sock"));
@@ -108,18 +109,20 @@ TEST(Options, ReadEveryFlag) {
   EXPECT_EQ(options->tls_cert, "cert.pem");
   EXPECT_EQ(options->tls_key, "key.pem");
   EXPECT_EQ(options->tls_client_ca, "ca.pem");
+  EXPECT_EQ(options->auth_token_file, "tokens");
   EXPECT_TRUE(options->insecure);
 }
 
 TEST(Options, ReadEveryVariable) {
   const absl::StatusOr<Options> options = Parse(
-      {}, {"GRADCLIP_LISTEN=0.0.0.0:1,[::1]:0,unix:/run/gradclip.sock", "GRADCLIP_BACKEND=cpu",
-           "GRADCLIP_MEMORY_BUDGET=4GiB", "GRADCLIP_MAX_CALL_BYTES=1GiB",
-           "GRADCLIP_MAX_MESSAGE_BYTES=1MiB", "GRADCLIP_MAX_TENSORS=7", "GRADCLIP_MAX_DIMENSIONS=3",
-           "GRADCLIP_ADMISSION_TIMEOUT=500ms", "GRADCLIP_IDLE_TIMEOUT=5m",
-           "GRADCLIP_DRAIN_TIMEOUT=1s", "GRADCLIP_ARENA_TRIM_INTERVAL=2s",
-           "GRADCLIP_LOG_FORMAT=json", "GRADCLIP_LOG_LEVEL=debug", "GRADCLIP_TLS_CERT=cert.pem",
-           "GRADCLIP_TLS_KEY=key.pem", "GRADCLIP_TLS_CLIENT_CA=ca.pem", "GRADCLIP_INSECURE=true"});
+      {},
+      {"GRADCLIP_LISTEN=0.0.0.0:1,[::1]:0,unix:/run/gradclip.sock", "GRADCLIP_BACKEND=cpu",
+       "GRADCLIP_MEMORY_BUDGET=4GiB", "GRADCLIP_MAX_CALL_BYTES=1GiB",
+       "GRADCLIP_MAX_MESSAGE_BYTES=1MiB", "GRADCLIP_MAX_TENSORS=7", "GRADCLIP_MAX_DIMENSIONS=3",
+       "GRADCLIP_ADMISSION_TIMEOUT=500ms", "GRADCLIP_IDLE_TIMEOUT=5m", "GRADCLIP_DRAIN_TIMEOUT=1s",
+       "GRADCLIP_ARENA_TRIM_INTERVAL=2s", "GRADCLIP_LOG_FORMAT=json", "GRADCLIP_LOG_LEVEL=debug",
+       "GRADCLIP_TLS_CERT=cert.pem", "GRADCLIP_TLS_KEY=key.pem", "GRADCLIP_TLS_CLIENT_CA=ca.pem",
+       "GRADCLIP_AUTH_TOKEN_FILE=tokens", "GRADCLIP_INSECURE=true"});
   ASSERT_TRUE(options.ok()) << options.status();
   EXPECT_THAT(options->listen, ElementsAre("0.0.0.0:1", "[::1]:0", "unix:/run/gradclip.sock"));
   EXPECT_EQ(options->backend, "cpu");
@@ -137,6 +140,7 @@ TEST(Options, ReadEveryVariable) {
   EXPECT_EQ(options->tls_cert, "cert.pem");
   EXPECT_EQ(options->tls_key, "key.pem");
   EXPECT_EQ(options->tls_client_ca, "ca.pem");
+  EXPECT_EQ(options->auth_token_file, "tokens");
   EXPECT_TRUE(options->insecure);
   EXPECT_THAT(options->warnings, IsEmpty());
 }
@@ -335,11 +339,11 @@ TEST(Options, HelpStatesEveryFlagItsVariableAndItsDefault) {
 
 TEST(Options, DefaultsThatHelpStatesAreThoseThatHold) {
   for (const Flag& flag : AllFlags()) {
-    const absl::string_view in_words[] = {"memory-budget",    "max-call-bytes",
-                                          "memory-socket",    "memory-socket-uids",
-                                          "max-shared-bytes", "max-shared-bytes-per-peer",
-                                          "compute-threads",  "tls-cert",
-                                          "tls-key",          "tls-client-ca"};
+    const absl::string_view in_words[] = {
+        "memory-budget",      "max-call-bytes",   "memory-socket",
+        "memory-socket-uids", "max-shared-bytes", "max-shared-bytes-per-peer",
+        "compute-threads",    "tls-cert",         "tls-key",
+        "tls-client-ca",      "auth-token-file"};
     if (std::count(std::begin(in_words), std::end(in_words), flag.name) > 0) continue;
     const absl::StatusOr<Options> defaults = Parse({});
     const absl::StatusOr<Options> stated =
