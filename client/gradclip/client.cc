@@ -75,7 +75,7 @@ uint64_t Tensor::bytes() const {
 }
 
 Client::Client(std::string address, ClientOptions options)
-    : core_(std::make_unique<ClientCore>(std::move(address), options)) {}
+    : core_(std::make_unique<ClientCore>(std::move(address), std::move(options))) {}
 
 Client::~Client() = default;
 

@@ -12,14 +12,16 @@
 namespace gradclip {
 
 ClientCore::ClientCore(std::string address, ClientOptions options)
-    : connections_(std::move(address)), options_(options), backend_(MakeBackend("auto")) {}
+    : connections_(std::move(address), options.tls),
+      options_(std::move(options)),
+      backend_(MakeBackend("auto")) {}
 
 absl::Status ClientCore::TryOnce(absl::Time deadline, Attempt attempt, bool& changed) {
   // gRPC would still send the call, and might even bring an answer.
   if (absl::Now() >= deadline) return absl::DeadlineExceededError("the call's timeout is over");
   absl::StatusOr<std::unique_ptr<Connection>> connection = connections_.Take(deadline);
   if (!connection.ok()) return connection.status();
-  const absl::Status status = attempt(**connection, changed);
+  const absl::Status status = (*connection)->Explain(attempt(**connection, changed));
   // Of a call that failed, something may still be on its way.
   if (status.ok()) connections_.GiveBack(*std::move(connection));
   // A server that is going away, or one that we have lost: the next call looks for it anew.

@@ -1,17 +1,23 @@
 #include "client/gradclip/connection.h"
 
 #include <fcntl.h>
+#include <linux/tcp.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <utility>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "client/gradclip/socket.h"
+#include "client/gradclip/tls_context.h"
+#include "client/gradclip/tls_session.h"
 #include "grpcpp/create_channel_posix.h"
 #include "grpcpp/support/channel_arguments.h"
 
@@ -36,46 +42,123 @@ grpc::ChannelArguments ChannelSettings(const std::string& authority) {
 }
 
 // What HTTP/2 calls the server.
-std::string Authority(const ServerAddress& address) {
+std::string Authority(const ServerAddress& address, const TlsOptions* tls) {
   if (!address.path.empty()) return "localhost";
+  if (tls != nullptr && !tls->server_name.empty()) return tls->server_name;
   const bool ipv6 = absl::StrContains(address.host, ':');
   return absl::StrCat(ipv6 ? "[" : "", address.host, ipv6 ? "]:" : ":", address.port);
+}
+
+absl::Status SocketError(int error) {
+  return absl::UnavailableError(absl::StrCat("can't open a socket: ", std::strerror(error)));
+}
+
+// What is left open where making a connection fails.
+struct Descriptors {
+  int grpc = -1;
+  int second = -1;
+  ~Descriptors() {
+    for (const int one : {grpc, second}) {
+      if (one >= 0) close(one);
+    }
+  }
+};
+
+// Shakes hands over `network`, which it takes, and puts a tunnel behind a socket for gRPC.
+absl::StatusOr<std::unique_ptr<TlsTunnel>> OpenTunnel(int network, const std::string& host,
+                                                      const TlsOptions& tls, TlsContext context,
+                                                      absl::Time deadline, int& grpc) {
+  absl::StatusOr<std::unique_ptr<TlsSession>> session =
+      TlsSession::Open(network, host, tls, std::move(context), deadline);
+  if (!session.ok()) return session.status();
+  int pair[2];
+  if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair) != 0) {
+    return SocketError(errno);
+  }
+  grpc = pair[0];
+  return TlsTunnel::Start(*std::move(session), pair[1]);
+}
+
+// Whether the server sent less than the least that HTTP/2 begins with, a frame of SETTINGS. False
+// where the system does not tell.
+bool SaidNothing(int socket) {
+  constexpr uint64_t kLeastBytes = 9;
+  tcp_info info = {};
+  socklen_t size = sizeof(info);
+  constexpr size_t kNeeded = offsetof(tcp_info, tcpi_bytes_received) + sizeof(uint64_t);
+  return getsockopt(socket, IPPROTO_TCP, TCP_INFO, &info, &size) == 0 && size >= kNeeded &&
+         info.tcpi_bytes_acked > 0 && info.tcpi_bytes_received < kLeastBytes;
 }
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Connection>> Connection::Open(const std::string& address,
-                                                             absl::Time deadline) {
+                                                             absl::Time deadline,
+                                                             const std::optional<TlsOptions>& tls) {
   const absl::StatusOr<ServerAddress> parsed = ParseServerAddress(address);
   if (!parsed.ok()) return parsed.status();
+  const TlsOptions* const used = tls.has_value() && parsed->path.empty() ? &*tls : nullptr;
+  TlsContext context;
+  if (used != nullptr) {
+    absl::StatusOr<TlsContext> made = MakeTlsContext(*used);
+    if (!made.ok()) return made.status();
+    context = *std::move(made);
+  }
   const absl::StatusOr<int> socket = ConnectSocket(*parsed, deadline);
   if (!socket.ok()) return socket.status();
-  const int second = fcntl(*socket, F_DUPFD_CLOEXEC, 0);
-  if (second < 0) {
-    const int error = errno;
-    close(*socket);
-    return absl::UnavailableError(absl::StrCat("can't open a socket: ", std::strerror(error)));
+  std::unique_ptr<TlsTunnel> tunnel;
+  Descriptors open;  // closed before the tunnel, which waits for that, goes
+  if (used == nullptr) {
+    open.grpc = *socket;
+  } else {
+    absl::StatusOr<std::unique_ptr<TlsTunnel>> opened =
+        OpenTunnel(*socket, parsed->host, *used, std::move(context), deadline, open.grpc);
+    if (!opened.ok()) return opened.status();
+    tunnel = *std::move(opened);
   }
-  return std::unique_ptr<Connection>(new Connection(*socket, second, Authority(*parsed)));
+  open.second = fcntl(open.grpc, F_DUPFD_CLOEXEC, 0);
+  if (open.second < 0) return SocketError(errno);
+  return std::unique_ptr<Connection>(new Connection(std::exchange(open.grpc, -1),
+                                                    std::exchange(open.second, -1),
+                                                    Authority(*parsed, used), std::move(tunnel)));
 }
 
-Connection::Connection(int socket, int second, const std::string& authority)
+Connection::Connection(int socket, int second, const std::string& authority,
+                       std::unique_ptr<TlsTunnel> tunnel)
     : socket_(second),
+      tunnel_(std::move(tunnel)),
       channel_(
           grpc::CreateCustomInsecureChannelFromFd(authority, socket, ChannelSettings(authority))) {}
 
 Connection::~Connection() {
   channel_.reset();
+  if (tunnel_ != nullptr) {
+    Cut();
+    tunnel_.reset();
+  }
   close(socket_);
 }
 
 bool Connection::Alive() const {
   pollfd asked = {.fd = socket_, .events = POLLRDHUP, .revents = 0};
-  return poll(&asked, 1, 0) == 0;
+  return poll(&asked, 1, 0) == 0 && (tunnel_ == nullptr || tunnel_->Alive());
 }
 
 void Connection::Cut() {
   shutdown(socket_, SHUT_RDWR);
+}
+
+absl::Status Connection::Explain(const absl::Status& status) const {
+  if (!absl::IsUnavailable(status)) return status;
+  if (tunnel_ != nullptr) {
+    absl::Status failure = tunnel_->Failure();
+    return failure.ok() ? status : failure;
+  }
+  if (!SaidNothing(socket_)) return status;
+  return absl::UnavailableError(
+      absl::StrCat(status.message(),
+                   "; the server closed the connection without a word of HTTP/2: if it wants TLS, "
+                   "set ClientOptions::tls (--tls)"));
 }
 
 absl::StatusOr<std::unique_ptr<Connection>> ConnectionPool::Take(absl::Time deadline) {
@@ -89,7 +172,7 @@ absl::StatusOr<std::unique_ptr<Connection>> ConnectionPool::Take(absl::Time dead
     }
     if (connection->Alive()) return connection;
   }
-  return Connection::Open(address_, deadline);
+  return Connection::Open(address_, deadline, tls_);
 }
 
 void ConnectionPool::GiveBack(std::unique_ptr<Connection> connection) {

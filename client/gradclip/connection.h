@@ -2,7 +2,8 @@
 // while the server does not read can only be ended by cutting the connection, because gRPC keeps a
 // write (and the caller's memory under it) until the socket has taken it or failed. For that to
 // harm nobody, a connection carries one call at a time. Owning the socket also names the reason
-// where a server can't be reached, and leaves out a channel's own waiting between its tries.
+// where a server can't be reached, and leaves out a channel's own waiting between its tries. TLS is
+// ours too, then: see tls_tunnel.h.
 //
 // Thread-safe.
 #ifndef GRADCLIP_CLIENT_GRADCLIP_CONNECTION_H_
@@ -10,6 +11,7 @@
 
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -17,6 +19,8 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "client/gradclip/tls_tunnel.h"
+#include "gradclip/client.h"
 #include "grpcpp/channel.h"
 
 namespace gradclip {
@@ -26,9 +30,11 @@ class Connection {
   // Connects to `address`: "host:port", "[ipv6]:port", "unix:path", "unix-abstract:name"; "dns:",
   // "ipv4:" and "ipv6:" may stand before the first two. INVALID_ARGUMENT where it can't be read,
   // UNAVAILABLE with the system's reason where nobody answers, DEADLINE_EXCEEDED at the deadline
-  // (which does not end the system's look-up of a host name).
-  static absl::StatusOr<std::unique_ptr<Connection>> Open(const std::string& address,
-                                                          absl::Time deadline);
+  // (which does not end the system's look-up of a host name). With `tls`, which is for TCP only,
+  // also errors as MakeTlsContext() and TlsSession::Open().
+  static absl::StatusOr<std::unique_ptr<Connection>> Open(
+      const std::string& address, absl::Time deadline,
+      const std::optional<TlsOptions>& tls = std::nullopt);
   ~Connection();
   Connection(const Connection&) = delete;
   Connection& operator=(const Connection&) = delete;
@@ -41,11 +47,17 @@ class Connection {
   // Closes it both ways: the call over it ends, and gRPC lets go of all it wanted to send.
   void Cut();
 
+  // The status that a call over it ended with; where that is UNAVAILABLE, with what is known of the
+  // connection that gRPC does not know.
+  absl::Status Explain(const absl::Status& status) const;
+
  private:
-  // Two descriptors of one socket: gRPC takes the first.
-  Connection(int socket, int second, const std::string& authority);
+  // Two descriptors of one socket: gRPC takes the first. `tunnel`: from its other end on, or null.
+  Connection(int socket, int second, const std::string& authority,
+             std::unique_ptr<TlsTunnel> tunnel);
 
   const int socket_;
+  std::unique_ptr<TlsTunnel> tunnel_;
   std::shared_ptr<grpc::Channel> channel_;
 };
 
@@ -53,7 +65,8 @@ class Connection {
 // call: a new one costs round trips, and starts slowly.
 class ConnectionPool {
  public:
-  explicit ConnectionPool(std::string address) : address_(std::move(address)) {}
+  explicit ConnectionPool(std::string address, std::optional<TlsOptions> tls = std::nullopt)
+      : address_(std::move(address)), tls_(std::move(tls)) {}
 
   const std::string& address() const { return address_; }
 
@@ -69,6 +82,7 @@ class ConnectionPool {
 
  private:
   const std::string address_;
+  const std::optional<TlsOptions> tls_;
   std::mutex mutex_;
   std::vector<std::unique_ptr<Connection>> idle_;  // guarded by mutex_; used last, last
 };

@@ -112,12 +112,14 @@ class FakeServer : public v1::GradClip::Service {
   Handler<grpc::Status(v1::GetServerInfoResponse& response)> info;
 
   // window_bytes: how far a call may be ahead of its handler; 0 is gRPC's own choice.
-  explicit FakeServer(const std::string& listen = "127.0.0.1:0", int window_bytes = 0) {
+  explicit FakeServer(const std::string& listen = "127.0.0.1:0", int window_bytes = 0,
+                      const std::shared_ptr<grpc::ServerCredentials>& credentials =
+                          grpc::InsecureServerCredentials()) {
     // Up to the end of the process: gRPC's shutdown may wait 10 s for the poller of a full socket.
     grpc_init();
     grpc::EnableDefaultHealthCheckService(true);
     grpc::ServerBuilder builder;
-    builder.AddListeningPort(listen, grpc::InsecureServerCredentials(), &port_);
+    builder.AddListeningPort(listen, credentials, &port_);
     builder.SetMaxReceiveMessageSize(-1);
     if (window_bytes > 0) {
       builder.AddChannelArgument(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, window_bytes);
