@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <optional>
 
 #include "tests/model/model.h"
 
@@ -30,35 +29,12 @@ bool IsFiniteAndAbove(double value, double bound) {
   return value > bound && value < kInfinity;
 }
 
-// Bytes that all tensors declare; none where a tensor can't be or they are more than int64 counts.
-template <typename Start>
-std::optional<uint64_t> CountBytes(const Start& start) {
-  constexpr unsigned __int128 kMost = std::numeric_limits<int64_t>::max();
-  unsigned __int128 total = 0;
-  for (const v1::TensorSpec& tensor : start.tensors()) {
-    if (tensor.dtype() < v1::DTYPE_FLOAT32 || tensor.dtype() > v1::DTYPE_FLOAT64) return {};
-    const auto& shape = tensor.shape();
-    if (std::any_of(shape.begin(), shape.end(), [](int64_t extent) { return extent < 0; })) {
-      return {};
-    }
-    if (std::find(shape.begin(), shape.end(), 0) != shape.end()) continue;
-    unsigned __int128 bytes = ElementSize(static_cast<DType>(tensor.dtype()));
-    for (int64_t extent : shape) {
-      bytes *= static_cast<uint64_t>(extent);
-      if (bytes > kMost) return {};
-    }
-    total += bytes;
-    if (total > kMost) return {};
-  }
-  return static_cast<uint64_t>(total);
-}
-
 // What both RPCs ask of a start message.
 template <typename Start>
 StatusCode CommonVerdict(const Start& start) {
   if (start.has_group()) return StatusCode::kUnimplemented;
   const bool valid = NormType(start.norm()) > 0 && IsFiniteAndAbove(PreScale(start.norm()), 0) &&
-                     CountBytes(start).has_value();
+                     DeclaredBytes(start.tensors()).has_value();
   return valid ? StatusCode::kOk : StatusCode::kInvalidArgument;
 }
 
@@ -139,16 +115,38 @@ bool GradientFollows(const v1::ClipGradNormStart& start, double coefficient) {
 
 }  // namespace
 
+std::optional<uint64_t> DeclaredBytes(const Tensors& tensors) {
+  constexpr unsigned __int128 kMost = std::numeric_limits<int64_t>::max();
+  unsigned __int128 total = 0;
+  for (const v1::TensorSpec& tensor : tensors) {
+    if (tensor.dtype() < v1::DTYPE_FLOAT32 || tensor.dtype() > v1::DTYPE_FLOAT64) return {};
+    const auto& shape = tensor.shape();
+    if (std::any_of(shape.begin(), shape.end(), [](int64_t extent) { return extent < 0; })) {
+      return {};
+    }
+    if (std::find(shape.begin(), shape.end(), 0) != shape.end()) continue;
+    unsigned __int128 bytes = ElementSize(static_cast<DType>(tensor.dtype()));
+    for (int64_t extent : shape) {
+      bytes *= static_cast<uint64_t>(extent);
+      if (bytes > kMost) return {};
+    }
+    total += bytes;
+    if (total > kMost) return {};
+  }
+  return static_cast<uint64_t>(total);
+}
+
 StatusCode ModelVerdict(const v1::ComputeNormStart& start, uint64_t gradient_bytes) {
   if (const StatusCode common = CommonVerdict(start); common != StatusCode::kOk) return common;
-  return *CountBytes(start) == gradient_bytes ? StatusCode::kOk : StatusCode::kInvalidArgument;
+  return *DeclaredBytes(start.tensors()) == gradient_bytes ? StatusCode::kOk
+                                                           : StatusCode::kInvalidArgument;
 }
 
 StatusCode ModelVerdict(const v1::ClipGradNormStart& start, uint64_t gradient_bytes,
                         uint64_t max_call_bytes) {
   if (const StatusCode common = CommonVerdict(start); common != StatusCode::kOk) return common;
   if (!IsValid(start)) return StatusCode::kInvalidArgument;
-  const uint64_t declared = *CountBytes(start);
+  const uint64_t declared = *DeclaredBytes(start.tensors());
   if (start.has_total_norm()) {
     // The answer is known before any data comes.
     if (start.nonfinite() == v1::NONFINITE_ERROR && !std::isfinite(start.total_norm())) {

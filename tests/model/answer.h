@@ -5,6 +5,7 @@
 #define GRADCLIP_TESTS_MODEL_ANSWER_H_
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -13,6 +14,11 @@
 #include "gradclip/v1/gradclip.pb.h"
 
 namespace gradclip {
+
+using Tensors = google::protobuf::RepeatedPtrField<v1::TensorSpec>;
+
+// The gradient's bytes; none where a tensor can't be or they are more than int64 counts.
+std::optional<uint64_t> DeclaredBytes(const Tensors& tensors);
 
 // The status of a call with this start and `gradient_bytes` of data, where the server keeps at most
 // `max_call_bytes`. What the norm's value decides (NONFINITE_ERROR) is left out, unless it is
