@@ -77,10 +77,10 @@ void TlsTunnel::Run() {
   }
   if (writing_ && out_.empty()) session_->SayGoodbye();
   shutdown(session_->socket(), SHUT_RDWR);
+  shutdown(plain_, SHUT_RDWR);
 }
 
 bool TlsTunnel::MoveOut() {
-  if (!writing_) return false;
   if (out_.empty()) {
     const ssize_t got = recv(plain_, out_.bytes.data(), out_.bytes.size(), 0);
     if (got < 0 && IsPassing(errno)) return false;
@@ -91,12 +91,17 @@ bool TlsTunnel::MoveOut() {
     out_.begin = 0;
     out_.end = static_cast<size_t>(got);
   }
+  if (!writing_) {
+    // gRPC closes what it reads the end of once what it was writing is gone.
+    out_.begin = out_.end;
+    return true;
+  }
   const TlsSession::Step step =
       session_->Write(std::span(out_.bytes).subspan(out_.begin, out_.end - out_.begin));
   write_wants_ = Wanted(step.state);
   out_.begin += step.bytes;
   // What the server said before it closed is still to be read.
-  if (step.state == TlsSession::State::kOver) writing_ = false;
+  if (step.state == TlsSession::State::kOver) StopWriting();
   return step.bytes > 0;
 }
 
@@ -117,7 +122,7 @@ bool TlsTunnel::FillIn() {
 bool TlsTunnel::MoveIn() {
   if (told_ || (in_.empty() && !FillIn() && reading_)) return false;
   if (in_.empty()) {
-    // gRPC reads what is on its way, and then the end; what it still writes is for nobody.
+    // gRPC reads what is on its way, and then the end.
     shutdown(plain_, SHUT_WR);
     told_ = true;
     return false;
@@ -136,19 +141,22 @@ void TlsTunnel::EndReading() {
   const std::lock_guard lock(mutex_);
   failure_ = session_->Failure();
   reading_ = false;
+  StopWriting();
+}
+
+void TlsTunnel::StopWriting() {
   writing_ = false;
+  out_.begin = out_.end;
 }
 
 bool TlsTunnel::Await() {
   pollfd waited[2] = {{.fd = plain_, .events = 0, .revents = 0},
                       {.fd = session_->socket(), .events = 0, .revents = 0}};
   auto& [plain, network] = waited;
-  if (writing_) {
-    if (out_.empty()) {
-      plain.events |= POLLIN;
-    } else {
-      network.events |= write_wants_;
-    }
+  if (out_.empty()) {
+    plain.events |= POLLIN;
+  } else {
+    network.events |= write_wants_;
   }
   if (!in_.empty()) {
     plain.events |= POLLOUT;

@@ -60,6 +60,7 @@ class TlsTunnel {
   bool Await();
   // The server is gone.
   void EndReading();
+  void StopWriting();
 
   const std::unique_ptr<TlsSession> session_;  // from the start on the thread's, but for its socket
   const int plain_;
@@ -68,7 +69,7 @@ class TlsTunnel {
   // What the last steps want of the network socket, as poll() calls it.
   short write_wants_ = 0;
   short read_wants_ = 0;
-  bool writing_ = true;  // while the session takes more
+  bool writing_ = true;  // while the session takes more; then all of it is dropped
   bool reading_ = true;  // while it may give more
   bool told_ = false;    // gRPC, that nothing more comes
   bool closed_ = false;  // gRPC's end
