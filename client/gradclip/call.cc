@@ -8,6 +8,7 @@
 
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "grpcpp/client_context.h"
@@ -61,6 +62,9 @@ class CallEvents {
   CallEvents(Connection& connection, absl::Time deadline)
       : connection_(connection), give_up_(deadline + kGrace) {
     if (deadline != absl::InfiniteFuture()) context_.set_deadline(absl::ToChronoTime(deadline));
+    if (!connection.token().empty()) {
+      context_.AddMetadata("authorization", absl::StrCat("Bearer ", connection.token()));
+    }
   }
 
   ~CallEvents() {

@@ -147,7 +147,11 @@ struct ClientOptions {
   absl::Duration max_backoff = absl::Seconds(5);
   // TLS, over TCP; a unix socket, which does not leave the host, is plaintext either way. Costs a
   // thread and 256 KiB for each connection, and about a core for 1 GB/s. Null: plaintext.
-  std::optional<TlsOptions> tls;
+  std::optional<TlsOptions> tls = std::nullopt;
+  // A file with the bearer token that a server with --auth-token-file wants; empty: none. Read anew
+  // for each call. Only sent over TLS and to a server on this host: INVALID_ARGUMENT otherwise, as
+  // whoever is on the network between could use it.
+  std::string token_file = {};
 };
 
 class ClientCore;

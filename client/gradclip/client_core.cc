@@ -8,6 +8,7 @@
 #include "client/gradclip/answer.h"
 #include "client/gradclip/backoff.h"
 #include "client/gradclip/call.h"
+#include "client/gradclip/token_file.h"
 
 namespace gradclip {
 
@@ -21,6 +22,15 @@ absl::Status ClientCore::TryOnce(absl::Time deadline, Attempt attempt, bool& cha
   if (absl::Now() >= deadline) return absl::DeadlineExceededError("the call's timeout is over");
   absl::StatusOr<std::unique_ptr<Connection>> connection = connections_.Take(deadline);
   if (!connection.ok()) return connection.status();
+  if (!options_.token_file.empty()) {
+    if (!(*connection)->IsPrivate()) {
+      return absl::InvalidArgumentError(
+          "token_file is set, and the token would cross the network unencrypted; set tls as well");
+    }
+    absl::StatusOr<std::string> token = ReadToken(options_.token_file);
+    if (!token.ok()) return token.status();
+    (*connection)->set_token(*std::move(token));
+  }
   const absl::Status status = (*connection)->Explain(attempt(**connection, changed));
   // Of a call that failed, something may still be on its way.
   if (status.ok()) connections_.GiveBack(*std::move(connection));

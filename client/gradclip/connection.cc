@@ -49,6 +49,12 @@ std::string Authority(const ServerAddress& address, const TlsOptions* tls) {
   return absl::StrCat(ipv6 ? "[" : "", address.host, ipv6 ? "]:" : ":", address.port);
 }
 
+bool PeerIsOnThisHost(int socket) {
+  sockaddr_storage peer = {};
+  socklen_t size = sizeof(peer);
+  return getpeername(socket, reinterpret_cast<sockaddr*>(&peer), &size) == 0 && IsOnThisHost(peer);
+}
+
 absl::Status SocketError(int error) {
   return absl::UnavailableError(absl::StrCat("can't open a socket: ", std::strerror(error)));
 }
@@ -126,6 +132,7 @@ absl::StatusOr<std::unique_ptr<Connection>> Connection::Open(const std::string& 
 Connection::Connection(int socket, int second, const std::string& authority,
                        std::unique_ptr<TlsTunnel> tunnel)
     : socket_(second),
+      is_private_(tunnel != nullptr || PeerIsOnThisHost(second)),
       tunnel_(std::move(tunnel)),
       channel_(
           grpc::CreateCustomInsecureChannelFromFd(authority, socket, ChannelSettings(authority))) {}

@@ -41,6 +41,13 @@ class Connection {
 
   const std::shared_ptr<grpc::Channel>& channel() const { return channel_; }
 
+  // Whether nobody on a network can listen: it is encrypted, or ends on this host.
+  bool IsPrivate() const { return is_private_; }
+
+  // The bearer token of the call that begins next; empty: none.
+  const std::string& token() const { return token_; }
+  void set_token(std::string token) { token_ = std::move(token); }
+
   // False once either side has closed it.
   bool Alive() const;
 
@@ -57,6 +64,8 @@ class Connection {
              std::unique_ptr<TlsTunnel> tunnel);
 
   const int socket_;
+  const bool is_private_;
+  std::string token_;
   std::unique_ptr<TlsTunnel> tunnel_;
   std::shared_ptr<grpc::Channel> channel_;
 };

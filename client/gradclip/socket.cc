@@ -166,4 +166,20 @@ absl::StatusOr<int> ConnectSocket(const ServerAddress& address, absl::Time deadl
   return connected;
 }
 
+bool IsOnThisHost(const sockaddr_storage& address) {
+  switch (address.ss_family) {
+    case AF_UNIX:
+      return true;
+    case AF_INET:
+      return ntohl(reinterpret_cast<const sockaddr_in&>(address).sin_addr.s_addr) >> 24 == 127;
+    case AF_INET6: {
+      const in6_addr& host = reinterpret_cast<const sockaddr_in6&>(address).sin6_addr;
+      return IN6_IS_ADDR_LOOPBACK(&host) ||
+             (IN6_IS_ADDR_V4MAPPED(&host) && host.s6_addr[12] == 127);
+    }
+    default:
+      return false;
+  }
+}
+
 }  // namespace gradclip

@@ -2,6 +2,8 @@
 #ifndef GRADCLIP_CLIENT_GRADCLIP_SOCKET_H_
 #define GRADCLIP_CLIENT_GRADCLIP_SOCKET_H_
 
+#include <sys/socket.h>
+
 #include <string>
 
 #include "absl/status/statusor.h"
@@ -23,6 +25,10 @@ absl::StatusOr<ServerAddress> ParseServerAddress(absl::string_view address);
 // A non-blocking socket, connected; the caller closes it. It fails within about 30 s of the other
 // host's vanishing, also where nothing is sent. Errors as Connection::Open.
 absl::StatusOr<int> ConnectSocket(const ServerAddress& address, absl::Time deadline);
+
+// Whether what is sent to this address stays on this host: a unix socket, or the loopback
+// interface.
+bool IsOnThisHost(const sockaddr_storage& address);
 
 }  // namespace gradclip
 

@@ -1,5 +1,6 @@
 #include "client/gradclip/connection.h"
 
+#include <arpa/inet.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sys/socket.h>
@@ -19,6 +20,28 @@ namespace gradclip {
 namespace {
 
 using ::testing::HasSubstr;
+
+TEST(IsOnThisHost, HoldsForLoopbackAndUnixSocketsAlone) {
+  const auto of = [](int family, const char* text) {
+    sockaddr_storage address = {};
+    address.ss_family = static_cast<sa_family_t>(family);
+    void* const host = family == AF_INET
+                           ? static_cast<void*>(&reinterpret_cast<sockaddr_in&>(address).sin_addr)
+                           : &reinterpret_cast<sockaddr_in6&>(address).sin6_addr;
+    EXPECT_TRUE(family == AF_UNIX || inet_pton(family, text, host) == 1);
+    return IsOnThisHost(address);
+  };
+  EXPECT_TRUE(of(AF_UNIX, ""));
+  EXPECT_TRUE(of(AF_INET, "127.0.0.1"));
+  EXPECT_TRUE(of(AF_INET, "127.9.9.9"));
+  EXPECT_TRUE(of(AF_INET6, "::1"));
+  EXPECT_TRUE(of(AF_INET6, "::ffff:127.0.0.1"));
+  EXPECT_FALSE(of(AF_INET, "10.0.0.1"));
+  EXPECT_FALSE(of(AF_INET, "128.0.0.1"));
+  EXPECT_FALSE(of(AF_INET6, "::"));
+  EXPECT_FALSE(of(AF_INET6, "fe80::1"));
+  EXPECT_FALSE(of(AF_INET6, "::ffff:10.0.0.1"));
+}
 
 // Listens on a port of the loopback interface and accepts nobody.
 class Listener {

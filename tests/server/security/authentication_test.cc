@@ -9,6 +9,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "gmock/gmock.h"
+#include "gradclip/client.h"
+#include "gradclip/shared_gradient.h"
 #include "tests/server/rpc/server_fixture.h"
 #include "tests/server/security/tls_fixture.h"
 
@@ -179,6 +181,48 @@ TEST_F(AuthenticationTest, ACertificateTakesATokensPlace) {
   EXPECT_TRUE(Call("Bearer alpha").ok());
   // Who shows a token is not taken for somebody else.
   EXPECT_EQ(Call("Bearer gamma").error_code(), grpc::StatusCode::UNAUTHENTICATED);
+}
+
+TEST_F(AuthenticationTest, OurClientShowsTheTokenOfItsFile) {
+  Serve();
+  const std::string token_file = folder_.path("token");
+  WriteFile(token_file, "alpha\n");
+  ClientOptions options;
+  options.token_file = token_file;
+  Client client(server_->addresses()[0], options);
+  EXPECT_TRUE(client.GetServerInfo().ok());
+  float elements[] = {3, 4};
+  const Tensor tensor = {.name = "w", .dtype = DType::kFloat32, .shape = {2}, .data = elements};
+  ClipOptions clip;
+  clip.max_norm = 1;
+  EXPECT_TRUE(client.ComputeNorm({&tensor, 1}).ok());
+  EXPECT_TRUE(client.Clip({&tensor, 1}, clip).ok());
+
+  WriteFile(token_file, "gamma");  // read anew for each call
+  EXPECT_TRUE(absl::IsUnauthenticated(client.GetServerInfo().status()));
+  EXPECT_TRUE(absl::IsUnauthenticated(client.ComputeNorm({&tensor, 1}).status()));
+  EXPECT_TRUE(absl::IsUnauthenticated(client.Clip({&tensor, 1}, clip).status()));
+  EXPECT_TRUE(client.CheckHealth().ok());
+  std::filesystem::remove(token_file);
+  EXPECT_THAT(client.GetServerInfo().status().ToString(), HasSubstr("can't be read"));
+}
+
+TEST_F(AuthenticationTest, OurClientSharesMemoryWithItsToken) {
+  options_.memory_socket = folder_.path("memory");
+  options_.max_shared_bytes = options_.max_shared_bytes_per_peer = options_.memory_budget;
+  options_.listen = {"unix:" + folder_.path("socket")};
+  Serve();
+  ClientOptions options;
+  options.token_file = folder_.path("token");
+  WriteFile(options.token_file, "alpha");
+  Client client(server_->addresses()[0], options);
+  SharedGradientOptions shared;
+  shared.require_shared = true;
+  absl::StatusOr<SharedGradient> gradient =
+      SharedGradient::Make(client, std::vector<Tensor>{{.name = "w", .shape = {2}}}, shared);
+  ASSERT_TRUE(gradient.ok()) << gradient.status();
+  const absl::StatusOr<NormAnswer> norm = gradient->ComputeNorm();
+  EXPECT_TRUE(norm.ok()) << norm.status();
 }
 
 TEST_F(AuthenticationTest, ALogSaysWhoCalledAndNoToken) {

@@ -64,7 +64,7 @@ TEST_F(CertificatesTest, ErrorsNameTheFlagTheFileAndTheReason) {
 TEST_F(CertificatesTest, RefuseADamagedOneAmongGoodOnes) {
   const CertificateFiles good = folder_.Server();
   std::string chain = Contents(good.cert) + Contents(good.cert);
-  chain[Contents(good.cert).size() + 100] ^= 1;
+  chain[Contents(good.cert).size() + std::string("-----BEGIN CERTIFICATE-----\n").size()] = '*';
   WriteFile(folder_.path("damaged"), chain);
   EXPECT_THAT(Error({folder_.path("damaged"), good.key, ""}),
               HasSubstr("certificate 2 of the file is damaged"));
