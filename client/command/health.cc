@@ -15,7 +15,7 @@ struct HealthFlags {
 };
 
 absl::Status Health(const HealthFlags& flags) {
-  Client client(flags.server.server);
+  Client client(flags.server.server, flags.server.client());
   if (absl::Status status = client.CheckHealth(flags.server.call()); !status.ok()) {
     return flags.server.Advise(status);
   }

@@ -18,7 +18,7 @@ std::string BackendText(const BackendInfo& backend, bool first) {
 }
 
 absl::Status Info(const ServerFlags& flags) {
-  Client client(flags.server);
+  Client client(flags.server, flags.client());
   const absl::StatusOr<ServerInfo> info = client.GetServerInfo(flags.call());
   if (!info.ok()) return flags.Advise(info.status());
   if (flags.json) {

@@ -86,10 +86,10 @@ absl::Status ClientCertificateRefused(const TlsFacts& facts, const std::string& 
         "(--tls-cert, --tls-key)");
   }
   return absl::UnauthenticatedError(absl::StrCat(
-      "the server refused the client's certificate, TlsOptions::cert_file (--tls-cert) \"",
-      facts.cert_file, "\"",
-      alert.empty() ? ": it closed the connection when it had seen it" : absl::StrCat(": ", alert),
-      "; check that it is valid, for clients, and of an authority that the server trusts"));
+      "the server ",
+      alert.empty() ? "closed the connection on" : absl::StrCat("refused (", alert, ")"),
+      " the client's certificate, TlsOptions::cert_file (--tls-cert) \"", facts.cert_file,
+      "\"; check that it is valid, for clients, and of an authority that the server trusts"));
 }
 
 }  // namespace
@@ -139,7 +139,8 @@ absl::Status TlsFailure(const TlsFacts& facts) {
     return absl::UnavailableError(absl::StrCat("the server ended ", when, ": ", alert));
   }
   const bool lost = facts.ended || facts.system_error != 0;
-  // Not every server says why it refuses a certificate.
+  // Not every server says that it refuses a certificate; gRPC's own do not. That one is stopped
+  // just then is rare.
   if (lost && facts.asked_for_certificate && !facts.received) {
     return ClientCertificateRefused(facts, alert);
   }

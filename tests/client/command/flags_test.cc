@@ -2,8 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
+#include <string>
+#include <vector>
 
 namespace gradclip {
 namespace {
@@ -62,6 +65,26 @@ TEST(ServerFlags, LetACallTakeAsLongAsItNeedsUnlessTold) {
   EXPECT_EQ(flags.call().timeout, absl::InfiniteDuration());
   flags.timeout = "1.5s";
   EXPECT_EQ(flags.call().timeout, absl::Seconds(1.5));
+}
+
+TEST(ServerFlags, TakeTlsFromAnyOfItsFlags) {
+  const auto tls = [](std::vector<std::string> arguments) {
+    CLI::App verb;
+    ServerFlags flags;
+    flags.AddTo(verb);
+    std::reverse(arguments.begin(), arguments.end());  // as the library takes them
+    verb.parse(arguments);
+    return flags.client().tls;
+  };
+  EXPECT_FALSE(tls({}).has_value());
+  EXPECT_EQ(tls({"--tls"}).value().ca_file, "");
+  EXPECT_EQ(tls({"--tls-ca", "a.pem"}).value().ca_file, "a.pem");
+  EXPECT_EQ(tls({"--tls-cert", "c.pem"}).value().cert_file, "c.pem");
+  EXPECT_EQ(tls({"--tls-key", "k.pem"}).value().key_file, "k.pem");
+  EXPECT_EQ(tls({"--tls-server-name", "a.example"}).value().server_name, "a.example");
+  for (const char* name : {"--tls-ca", "--tls-cert", "--tls-key", "--tls-server-name"}) {
+    EXPECT_THROW(tls({name, ""}), CLI::ValidationError) << name;
+  }
 }
 
 TEST(ServerFlags, AdviseMoreTimeOnlyWhereTheTimeoutWasTheCause) {
