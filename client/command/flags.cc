@@ -38,19 +38,22 @@ void ServerFlags::AddTo(CLI::App& verb) {
   verb.add_flag(
       "--tls", uses_tls,
       "Use TLS, over TCP; trust the system's authorities. The other --tls flags imply it");
-  const auto add_tls = [&verb](const char* name, std::string& value, const char* type,
-                               const char* meaning) {
+  const auto add_text = [&verb](const char* name, std::string& value, const char* type,
+                                const char* meaning) {
     verb.add_option(name, value, meaning)->type_name(type)->check([](const std::string& text) {
       return text.empty() ? "must not be empty" : "";
     });
   };
-  add_tls("--tls-ca", tls.ca_file, "FILE", "Trust the authorities in this PEM file instead");
-  add_tls("--tls-cert", tls.cert_file, "FILE",
-          "The command's own certificate in PEM, for servers that want one; with --tls-key");
-  add_tls("--tls-key", tls.key_file, "FILE", "Its key in PEM, without a passphrase");
-  add_tls("--tls-server-name", tls.server_name, "NAME",
-          "The host name or IP address that the server's certificate must have; by default "
-          "--server's");
+  add_text("--tls-ca", tls.ca_file, "FILE", "Trust the authorities in this PEM file instead");
+  add_text("--tls-cert", tls.cert_file, "FILE",
+           "The command's own certificate in PEM, for servers that want one; with --tls-key");
+  add_text("--tls-key", tls.key_file, "FILE", "Its key in PEM, without a passphrase");
+  add_text("--tls-server-name", tls.server_name, "NAME",
+           "The host name or IP address that the server's certificate must have; by default "
+           "--server's");
+  add_text(
+      "--token-file", token_file, "FILE",
+      "Show the bearer token in this file, for servers that want one; over TLS or on this host");
   verb.add_flag("--json", json, "Print one JSON object");
 }
 
@@ -69,6 +72,7 @@ ClientOptions ServerFlags::client() const {
   const bool given = !tls.ca_file.empty() || !tls.cert_file.empty() || !tls.key_file.empty() ||
                      !tls.server_name.empty();
   if (uses_tls || given) options.tls = tls;
+  options.token_file = token_file;
   return options;
 }
 

@@ -16,12 +16,13 @@
 
 namespace gradclip {
 
-// --server, --timeout, --tls..., --json and, for verbs that send gradients, --message-bytes.
+// --server, --timeout, --tls..., --token-file, --json and, for verbs that send gradients, --message-bytes.
 struct ServerFlags {
   std::string server = "127.0.0.1:50051";
   std::string timeout = "inf";  // how long a gradient takes depends on its size and the network
   bool uses_tls = false;
   TlsOptions tls;  // whatever of it is set means TLS too
+  std::string token_file;
   bool json = false;
   std::string message_bytes = "1MiB";
 
