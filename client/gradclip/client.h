@@ -126,14 +126,14 @@ struct CallOptions {
 // the reason, where they can't be used.
 struct TlsOptions {
   // Of the authorities that may vouch for the server. Empty: the system's.
-  std::string ca_file;
+  std::string ca_file = {};
   // The client's own certificate (with what leads from it to its authority) and its key, without a
   // passphrase, for servers that ask for one. Both or none.
-  std::string cert_file;
-  std::string key_file;
+  std::string cert_file = {};
+  std::string key_file = {};
   // The host name or IP address that the server's certificate must have, as a subject alternative
   // name, and that the server is told (SNI, :authority). Empty: the host in the client's address.
-  std::string server_name;
+  std::string server_name = {};
 };
 
 struct ClientOptions {
@@ -147,7 +147,7 @@ struct ClientOptions {
   absl::Duration max_backoff = absl::Seconds(5);
   // TLS, over TCP; a unix socket, which does not leave the host, is plaintext either way. Costs a
   // thread and 256 KiB for each connection, and about a core for 1 GB/s. Null: plaintext.
-  std::optional<TlsOptions> tls = std::nullopt;
+  std::optional<TlsOptions> tls = {};
   // A file with the bearer token that a server with --auth-token-file wants; empty: none. Read anew
   // for each call. Only sent over TLS and to a server on this host: INVALID_ARGUMENT otherwise, as
   // whoever is on the network between could use it.

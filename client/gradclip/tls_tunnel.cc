@@ -96,13 +96,18 @@ bool TlsTunnel::MoveOut() {
     out_.begin = out_.end;
     return true;
   }
-  const TlsSession::Step step =
-      session_->Write(std::span(out_.bytes).subspan(out_.begin, out_.end - out_.begin));
-  write_wants_ = Wanted(step.state);
-  out_.begin += step.bytes;
-  // What the server said before it closed is still to be read.
-  if (step.state == TlsSession::State::kOver) StopWriting();
-  return step.bytes > 0;
+  bool moved = false;
+  while (!out_.empty()) {  // a record at a time
+    const TlsSession::Step step =
+        session_->Write(std::span(out_.bytes).subspan(out_.begin, out_.end - out_.begin));
+    write_wants_ = Wanted(step.state);
+    out_.begin += step.bytes;
+    // What the server said before it closed is still to be read.
+    if (step.state == TlsSession::State::kOver) StopWriting();
+    if (step.state != TlsSession::State::kMoved) break;
+    moved = true;
+  }
+  return moved;
 }
 
 bool TlsTunnel::FillIn() {
