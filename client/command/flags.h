@@ -16,7 +16,8 @@
 
 namespace gradclip {
 
-// --server, --timeout, --tls..., --token-file, --json and, for verbs that send gradients, --message-bytes.
+// --server, --timeout, --tls..., --token-file, --json and, for verbs that send gradients,
+// --message-bytes.
 struct ServerFlags {
   std::string server = "127.0.0.1:50051";
   std::string timeout = "inf";  // how long a gradient takes depends on its size and the network
