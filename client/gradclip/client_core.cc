@@ -20,17 +20,19 @@ ClientCore::ClientCore(std::string address, ClientOptions options)
 absl::Status ClientCore::TryOnce(absl::Time deadline, Attempt attempt, bool& changed) {
   // gRPC would still send the call, and might even bring an answer.
   if (absl::Now() >= deadline) return absl::DeadlineExceededError("the call's timeout is over");
+  std::string token;
+  if (!options_.token_file.empty()) {
+    absl::StatusOr<std::string> read = ReadToken(options_.token_file);
+    if (!read.ok()) return read.status();
+    token = *std::move(read);
+  }
   absl::StatusOr<std::unique_ptr<Connection>> connection = connections_.Take(deadline);
   if (!connection.ok()) return connection.status();
-  if (!options_.token_file.empty()) {
-    if (!(*connection)->IsPrivate()) {
-      return absl::InvalidArgumentError(
-          "token_file is set, and the token would cross the network unencrypted; set tls as well");
-    }
-    absl::StatusOr<std::string> token = ReadToken(options_.token_file);
-    if (!token.ok()) return token.status();
-    (*connection)->set_token(*std::move(token));
+  if (!token.empty() && !(*connection)->IsPrivate()) {
+    return absl::InvalidArgumentError(
+        "token_file is set, and the token would cross the network unencrypted; set tls as well");
   }
+  (*connection)->set_token(std::move(token));
   const absl::Status status = (*connection)->Explain(attempt(**connection, changed));
   // Of a call that failed, something may still be on its way.
   if (status.ok()) connections_.GiveBack(*std::move(connection));

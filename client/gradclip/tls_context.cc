@@ -3,6 +3,7 @@
 #include <openssl/err.h>
 #include <openssl/pem.h>
 #include <openssl/x509.h>
+#include <sys/stat.h>
 
 #include <cerrno>
 #include <cstdio>
@@ -31,6 +32,11 @@ absl::Status Refuse(absl::string_view option, const std::string& path, absl::str
 
 // The system's reason, which OpenSSL would bury.
 absl::Status CheckReadable(absl::string_view option, const std::string& path) {
+  // A pipe would be waited for, and is empty once it was read.
+  struct stat status {};
+  if (stat(path.c_str(), &status) == 0 && !S_ISREG(status.st_mode)) {
+    return Refuse(option, path, "it is no regular file");
+  }
   const std::unique_ptr<FILE, decltype(&fclose)> file(fopen(path.c_str(), "re"), &fclose);
   if (file == nullptr) return Refuse(option, path, std::strerror(errno));
   errno = 0;

@@ -5,6 +5,7 @@
 #include <openssl/ssl.h>
 #include <openssl/x509v3.h>
 
+#include <cerrno>
 #include <cstring>
 #include <memory>
 #include <vector>
@@ -138,7 +139,7 @@ absl::Status TlsFailure(const TlsFacts& facts) {
     }
     return absl::UnavailableError(absl::StrCat("the server ended ", when, ": ", alert));
   }
-  const bool lost = facts.ended || facts.system_error != 0;
+  const bool lost = facts.ended || facts.system_error == ECONNRESET || facts.system_error == EPIPE;
   // Not every server says that it refuses a certificate; gRPC's own do not. That one is stopped
   // just then is rare.
   if (lost && facts.asked_for_certificate && !facts.received) {

@@ -1,5 +1,7 @@
 #include "client/gradclip/token_file.h"
 
+#include <sys/stat.h>
+
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
@@ -21,6 +23,11 @@ absl::Status Refused(const std::string& token_file, absl::string_view why) {
 }  // namespace
 
 absl::StatusOr<std::string> ReadToken(const std::string& token_file) {
+  // A pipe would be waited for, and could not be read for the next call.
+  struct stat status {};
+  if (stat(token_file.c_str(), &status) == 0 && !S_ISREG(status.st_mode)) {
+    return Refused(token_file, "is no regular file");
+  }
   errno = 0;
   std::ifstream file(token_file, std::ios::binary);
   std::string text(kMostBytes + 1, '\0');

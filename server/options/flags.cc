@@ -167,8 +167,9 @@ const std::vector<Flag>& AllFlags() {
        "are taken over. A client certificate, under --tls-client-ca, takes a token's place.",
        "none: whoever can connect may call", false, File(&Options::auth_token_file)},
       {"insecure", "",
-       "Allow --listen beyond this machine without TLS: gradients can then be read, and changed,\n"
-       "by whoever is on the network between.",
+       "Allow --listen beyond this machine without TLS: gradients and tokens can then be read, "
+       "and\n"
+       "changed, by whoever is on the network between.",
        "false", false, Switch(&Options::insecure)},
       {"backend", "NAME",
        "What computes: auto takes the best that works here; a name forces one, such as cpu,\n"

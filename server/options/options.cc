@@ -146,7 +146,9 @@ void ReadEnvironment(const char* const* environment, GivenByFlag& given,
       }
       continue;
     }
-    if (value.empty() || given.contains(flag->name)) continue;
+    // Without a file there would be no protection where some was meant to be.
+    const bool counts = !value.empty() || flag->value == "FILE";
+    if (!counts || given.contains(flag->name)) continue;
     Given& found = given[flag->name];
     found.source = std::string(name);
     if (flag->repeatable) {
@@ -235,6 +237,14 @@ absl::StatusOr<Options> ParseOptions(int argc, const char* const* argv,
                                 " (--memory-budget)"));
   }
   if (absl::Status tls = CheckTls(options, given); !tls.ok()) return tls;
+  const bool beyond =
+      std::any_of(options.listen.begin(), options.listen.end(), IsBeyondThisMachine);
+  if (beyond && options.tls_cert.empty() && !options.auth_token_file.empty()) {
+    options.warnings.push_back(
+        "tokens (--auth-token-file) will cross the network unencrypted, for whoever listens there "
+        "to "
+        "use: there is no TLS (--tls-cert and --tls-key)");
+  }
   if (options.max_shared_bytes == 0) options.max_shared_bytes = options.memory_budget;
   if (options.max_shared_bytes_per_peer == 0) {
     options.max_shared_bytes_per_peer = options.max_shared_bytes;

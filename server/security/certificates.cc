@@ -3,6 +3,7 @@
 #include <openssl/bio.h>
 #include <openssl/err.h>
 #include <openssl/pem.h>
+#include <openssl/ssl.h>
 #include <openssl/x509.h>
 
 #include <ctime>
@@ -92,6 +93,31 @@ absl::Status CheckValidNow(absl::string_view flag, const std::string& path, X509
                                      "; it is now ", absl::FormatTime(now, absl::UTCTimeZone())));
 }
 
+// OpenSSL does not take every key and signature for a server, such as RSA of 1024 bits.
+absl::Status CheckUsable(const TlsFiles& files, X509* certificate, EVP_PKEY* key) {
+  const std::unique_ptr<SSL_CTX, decltype(&SSL_CTX_free)> context(SSL_CTX_new(TLS_server_method()),
+                                                                  &SSL_CTX_free);
+  if (context != nullptr && SSL_CTX_use_certificate(context.get(), certificate) == 1 &&
+      SSL_CTX_use_PrivateKey(context.get(), key) == 1) {
+    return absl::OkStatus();
+  }
+  const char* const reason = ERR_reason_error_string(ERR_peek_error());
+  ERR_clear_error();
+  return RefuseFlagFile(
+      "tls-cert", files.tls_cert,
+      absl::StrCat("can't serve TLS with the certificate of ", SubjectOf(certificate), ": ",
+                   reason != nullptr ? reason : "out of memory"));
+}
+
+std::string PemOf(EVP_PKEY* key, const std::vector<CertificatePtr>& chain) {
+  const BioPtr text(BIO_new(BIO_s_mem()), &BIO_free);
+  PEM_write_bio_PrivateKey(text.get(), key, nullptr, nullptr, 0, nullptr, nullptr);
+  for (const CertificatePtr& certificate : chain) PEM_write_bio_X509(text.get(), certificate.get());
+  const char* data = nullptr;
+  const long size = BIO_get_mem_data(text.get(), &data);
+  return {data, static_cast<size_t>(size)};
+}
+
 }  // namespace
 
 absl::StatusOr<Certificates> LoadCertificates(const TlsFiles& files) {
@@ -115,8 +141,10 @@ absl::StatusOr<Certificates> LoadCertificates(const TlsFiles& files) {
   if (absl::Status valid = CheckValidNow("tls-cert", files.tls_cert, leaf); !valid.ok()) {
     return valid;
   }
+  if (absl::Status usable = CheckUsable(files, leaf, key->get()); !usable.ok()) return usable;
   Certificates loaded;
-  loaded.key_and_chain = absl::StrCat(*key_pem, "\n", *cert);
+  // What was parsed: the files may hold more, such as a certificate beside the key.
+  loaded.key_and_chain = PemOf(key->get(), *chain);
   loaded.subject = SubjectOf(leaf);
   loaded.expires = TimeOf(X509_get0_notAfter(leaf));
 

@@ -1,14 +1,17 @@
 #include "server/security/followed_files.h"
 
+#include <fcntl.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <chrono>
 #include <cstring>
-#include <fstream>
 #include <utility>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 
 namespace gradclip {
 namespace {
@@ -20,21 +23,22 @@ constexpr size_t kMostFileBytes = size_t{1} << 20;
 
 }  // namespace
 
-FollowedFiles::FollowedFiles(std::string what, std::vector<std::string> paths,
-                             std::function<absl::Status()> take, Log& log)
+FollowedFiles::FollowedFiles(std::string what, std::vector<std::string> paths, Take take, Log& log)
     : what_(std::move(what)),
       paths_(std::move(paths)),
       take_(std::move(take)),
       log_(log),
       seen_(Stamp()) {}
 
-absl::StatusOr<std::unique_ptr<FollowedFiles>> FollowedFiles::Follow(
-    std::string what, std::vector<std::string> paths, std::function<absl::Status()> take,
-    Log& log) {
+absl::StatusOr<std::unique_ptr<FollowedFiles>> FollowedFiles::Follow(std::string what,
+                                                                     std::vector<std::string> paths,
+                                                                     Take take, Log& log) {
   // The stamp comes first: what changes while the files are read is seen.
   std::unique_ptr<FollowedFiles> followed(
       new FollowedFiles(std::move(what), std::move(paths), std::move(take), log));
-  if (absl::Status taken = followed->take_(); !taken.ok()) return taken;
+  const absl::StatusOr<absl::Time> taken = followed->take_();
+  if (!taken.ok()) return taken.status();
+  followed->good_until_ = *taken;
   followed->thread_ = std::thread([files = followed.get()] { files->Watch(); });
   return followed;
 }
@@ -59,10 +63,11 @@ void FollowedFiles::Watch() {
 
 void FollowedFiles::LookAgain() {
   std::string stamp = Stamp();
-  if (stamp == seen_ && complaint_.empty()) return;
+  if (stamp == seen_ && complaint_.empty() && absl::Now() < good_until_) return;
   seen_ = std::move(stamp);
-  const absl::Status taken = take_();
-  const std::string complaint(taken.message());
+  const absl::StatusOr<absl::Time> taken = take_();
+  if (taken.ok()) good_until_ = *taken;
+  const std::string complaint(taken.status().message());
   if (!taken.ok() && complaint != complaint_) {
     log_.Warning(absl::StrCat(what_, " not renewed; what is in use stays"),
                  {{"reason", complaint}});
@@ -90,18 +95,27 @@ absl::Status RefuseFlagFile(absl::string_view flag, const std::string& path,
 }
 
 absl::StatusOr<std::string> ReadFlagFile(absl::string_view flag, const std::string& path) {
-  errno = 0;
-  std::ifstream file(path, std::ios::binary);
-  std::string text;
-  if (file.is_open()) {
-    text.resize(kMostFileBytes + 1);
-    file.read(text.data(), static_cast<std::streamsize>(text.size()));
-    text.resize(static_cast<size_t>(file.gcount()));
+  const auto unreadable = [&](int error) {
+    return RefuseFlagFile(flag, path, absl::StrCat("can't be read: ", std::strerror(error)));
+  };
+  // A pipe would be waited for, and could not be read a second time.
+  const int file = open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+  if (file < 0) return unreadable(errno);
+  const absl::Cleanup close_it = [file] { close(file); };
+  struct stat status {};
+  if (fstat(file, &status) != 0) return unreadable(errno);
+  if (!S_ISREG(status.st_mode)) return RefuseFlagFile(flag, path, "is no regular file");
+  std::string text(kMostFileBytes + 1, '\0');
+  size_t size = 0;
+  while (size < text.size()) {
+    const ssize_t got = read(file, text.data() + size, text.size() - size);
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) return unreadable(errno);
+    if (got == 0) break;
+    size += static_cast<size_t>(got);
   }
-  if (!file.is_open() || file.bad()) {
-    return RefuseFlagFile(flag, path, absl::StrCat("can't be read: ", std::strerror(errno)));
-  }
-  if (text.size() > kMostFileBytes) return RefuseFlagFile(flag, path, "has more than 1 MiB");
+  if (size > kMostFileBytes) return RefuseFlagFile(flag, path, "has more than 1 MiB");
+  text.resize(size);
   return text;
 }
 

@@ -83,7 +83,7 @@ absl::StatusOr<std::unique_ptr<RenewedCredentials>> RenewedCredentials::Make(con
 RenewedCredentials::RenewedCredentials(TlsFiles files, Log& log)
     : files_(std::move(files)), log_(log) {}
 
-absl::Status RenewedCredentials::Take() {
+absl::StatusOr<absl::Time> RenewedCredentials::Take() {
   const absl::StatusOr<Certificates> certificates = LoadCertificates(files_);
   if (!certificates.ok()) return certificates.status();
   if (!certificates->client_ca.empty()) {
@@ -95,7 +95,7 @@ absl::Status RenewedCredentials::Take() {
   log_.Info("TLS certificate in use",
             {{"subject", certificates->subject},
              {"expires", absl::FormatTime(certificates->expires, absl::UTCTimeZone())}});
-  return absl::OkStatus();
+  return certificates->expires;
 }
 
 }  // namespace gradclip

@@ -34,7 +34,7 @@ class RenewedCredentials {
   // RESOURCE_EXHAUSTED where the system has no memory or descriptors left.
   static absl::StatusOr<std::unique_ptr<RenewedCredentials>> Make(const TlsFiles& files, Log& log);
 
-  // What was made of them goes on with the last certificate when this is gone.
+  // REQUIRES: servers that are made with them are gone before this is.
   const std::shared_ptr<grpc::ServerCredentials>& credentials() const { return credentials_; }
 
  private:
@@ -52,7 +52,7 @@ class RenewedCredentials {
 
   RenewedCredentials(TlsFiles files, Log& log);
 
-  absl::Status Take();  // reads the files, and publishes what is in them
+  absl::StatusOr<absl::Time> Take();  // reads the files, and publishes what is in them
   const TlsFiles files_;
   Log& log_;
   Published key_and_chain_;

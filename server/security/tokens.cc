@@ -32,6 +32,12 @@ bool IsName(absl::string_view text) {
 
 }  // namespace
 
+Tokens::Hash Tokens::HashOf(absl::string_view token) {
+  Hash hash;
+  SHA256(reinterpret_cast<const unsigned char*>(token.data()), token.size(), hash.data());
+  return hash;
+}
+
 absl::StatusOr<Tokens> Tokens::Parse(absl::string_view text) {
   Tokens tokens;
   size_t number = 0;
@@ -55,6 +61,9 @@ absl::StatusOr<Tokens> Tokens::Parse(absl::string_view text) {
     }
     const std::string hash = absl::HexStringToBytes(words[1]);
     std::copy(hash.begin(), hash.end(), entry.hash.begin());
+    if (entry.hash == HashOf("")) {
+      return Malformed(number, "has the SHA-256 of nothing: the token was empty");
+    }
     for (const Entry& other : tokens.entries_) {
       if (other.hash == entry.hash) {
         return Malformed(number, absl::StrCat("has the token of ", other.name, " again"));
@@ -69,8 +78,7 @@ absl::StatusOr<Tokens> Tokens::Parse(absl::string_view text) {
 }
 
 const std::string* Tokens::Find(absl::string_view token) const {
-  Hash hash;
-  SHA256(reinterpret_cast<const unsigned char*>(token.data()), token.size(), hash.data());
+  const Hash hash = HashOf(token);
   const std::string* found = nullptr;
   for (const Entry& entry : entries_) {
     if (CRYPTO_memcmp(entry.hash.data(), hash.data(), hash.size()) == 0) found = &entry.name;
@@ -81,7 +89,7 @@ const std::string* Tokens::Find(absl::string_view token) const {
 absl::StatusOr<std::unique_ptr<Callers>> Callers::Make(const std::string& auth_token_file,
                                                        Log& log) {
   std::unique_ptr<Callers> callers(new Callers(auth_token_file));
-  const auto take = [self = callers.get(), &log]() -> absl::Status {
+  const auto take = [self = callers.get(), &log]() -> absl::StatusOr<absl::Time> {
     const absl::StatusOr<std::string> text = ReadFlagFile(kFlag, self->path_);
     if (!text.ok()) return text.status();
     absl::StatusOr<Tokens> tokens = Tokens::Parse(*text);
@@ -90,7 +98,7 @@ absl::StatusOr<std::unique_ptr<Callers>> Callers::Make(const std::string& auth_t
     const auto shared = std::make_shared<const Tokens>(*std::move(tokens));
     const std::lock_guard lock(self->mutex_);
     self->tokens_ = shared;
-    return absl::OkStatus();
+    return absl::InfiniteFuture();
   };
   auto followed = FollowedFiles::Follow("tokens", {auth_token_file}, take, log);
   if (!followed.ok()) return followed.status();

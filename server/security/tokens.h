@@ -40,6 +40,8 @@ class Tokens {
     Hash hash;
   };
 
+  static Hash HashOf(absl::string_view token);
+
   std::vector<Entry> entries_;
 };
 

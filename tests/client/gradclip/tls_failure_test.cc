@@ -231,10 +231,10 @@ TEST_F(TlsFailureTest, EndsAtTheDeadlineAndLetsGoOfTheMemoryWhereTheServerIsDeaf
     Client client(server.address(), With(Trusting()));
     const absl::Time start = absl::Now();
     const absl::Status status =
-        client.Clip({&tensor, 1}, options, Within(absl::Milliseconds(300))).status();
+        client.Clip({&tensor, 1}, options, Within(absl::Seconds(2))).status();
     EXPECT_EQ(status.code(), absl::StatusCode::kDeadlineExceeded) << status;
-    // 0.3 s and the grace; sanitizers are slow.
-    EXPECT_LT(absl::Now() - start, absl::Seconds(2));
+    // 2 s and the grace; sanitizers are slow.
+    EXPECT_LT(absl::Now() - start, absl::Seconds(10));
     values.clear();
     values.shrink_to_fit();  // which AddressSanitizer watches
   }
@@ -258,7 +258,7 @@ TEST_F(TlsFailureTest, SaysThatTheServerClosedAmidTheCall) {
   const absl::Status status =
       client.Clip({&tensor, 1}, options, Within(absl::Seconds(20))).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << status;
-  EXPECT_LT(absl::Now() - start, absl::Seconds(5));
+  EXPECT_LT(absl::Now() - start, absl::Seconds(15));
 }
 
 TEST_F(TlsFailureTest, GivesTheStatusOfAServerThatEndsTheCallWhileTheClientWrites) {
@@ -321,7 +321,7 @@ TEST_F(TlsFailureTest, RefusesFilesThatItCannotUse) {
   } cases[] = {
       {{"/no/such", "", "", ""},
        "TlsOptions::ca_file (--tls-ca) \"/no/such\": No such file or directory"},
-      {{folder_, "", "", ""}, "Is a directory"},
+      {{folder_, "", "", ""}, "it is no regular file"},
       {{folder_ + "/empty", "", "", ""}, "the file is empty"},
       {{text, "", "", ""}, "it holds no certificate in PEM that can be read"},
       {{"", own.cert, "", ""}, "TlsOptions::cert_file (--tls-cert) is given without"},

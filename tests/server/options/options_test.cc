@@ -162,6 +162,24 @@ TEST(Options, TakeAnEmptyVariableAsUnset) {
   EXPECT_THAT(options->listen, ElementsAre("127.0.0.1:50051"));
 }
 
+TEST(Options, TakeNoEmptyVariableForAFileThatProtects) {
+  EXPECT_EQ(Error({}, {"GRADCLIP_AUTH_TOKEN_FILE="}),
+            "GRADCLIP_AUTH_TOKEN_FILE=: expected a file's path");
+  EXPECT_EQ(Error({}, {"GRADCLIP_TLS_CLIENT_CA="}),
+            "GRADCLIP_TLS_CLIENT_CA=: expected a file's path");
+}
+
+TEST(Options, WarnOfTokensThatCrossANetworkUnencrypted) {
+  const std::vector<std::string> flags = {"--listen=0.0.0.0:1", "--insecure",
+                                          "--auth-token-file=tokens"};
+  EXPECT_THAT(Parse(flags)->warnings, ElementsAre(HasSubstr("tokens (--auth-token-file) will")));
+  EXPECT_THAT(Parse({"--auth-token-file=tokens"})->warnings, IsEmpty());
+  EXPECT_THAT(
+      Parse({"--listen=0.0.0.0:1", "--tls-cert=c", "--tls-key=k", "--auth-token-file=tokens"})
+          ->warnings,
+      IsEmpty());
+}
+
 TEST(Options, ReadTheProcessEnvironmentAndMachineWhereNothingElseIsGiven) {
   ASSERT_EQ(setenv("GRADCLIP_MAX_TENSORS", "11", 1), 0);
   const char* argv[] = {"gradclip-server"};

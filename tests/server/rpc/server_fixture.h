@@ -41,10 +41,11 @@ class ServerTest : public testing::Test {
     options_.max_call_bytes = options_.memory_budget;
   }
 
-  // Starts (again) with options_.
-  void Serve() {
+  // Starts (again) with options_. `log` must outlive the server.
+  void Serve() { Serve(log_); }
+  void Serve(Log& log) {
     server_.reset();
-    absl::StatusOr<std::unique_ptr<Server>> server = Server::Start(options_, log_);
+    absl::StatusOr<std::unique_ptr<Server>> server = Server::Start(options_, log);
     ASSERT_TRUE(server.ok()) << server.status();
     server_ = *std::move(server);
     stub_ = Connect();

@@ -2,14 +2,17 @@
 #ifndef GRADCLIP_TESTS_SERVER_SECURITY_TLS_FIXTURE_H_
 #define GRADCLIP_TESTS_SERVER_SECURITY_TLS_FIXTURE_H_
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <optional>
 #include <string>
 
+#include "server/observe/log.h"
 #include "server/security/certificates.h"
 #include "tests/tls/certificates.h"
 
@@ -23,6 +26,32 @@ inline std::string Contents(const std::string& path) {
 inline void WriteFile(const std::string& path, const std::string& contents) {
   std::ofstream(path, std::ios::binary) << contents;
 }
+
+// A log whose text can be read while it grows.
+class LogFile {
+ public:
+  explicit LogFile(const std::string& path)
+      : path_(path),
+        file_(open(path.c_str(), O_CREAT | O_WRONLY | O_APPEND | O_CLOEXEC, 0600)),
+        log_(std::in_place, LogFormat::kText, LogLevel::kDebug, file_) {}
+  ~LogFile() {
+    log_.reset();
+    close(file_);
+  }
+
+  Log& log() { return *log_; }
+  std::string text() const { return Contents(path_); }
+  // Nobody logs any more: all of it.
+  std::string End() {
+    log_.reset();
+    return text();
+  }
+
+ private:
+  const std::string path_;
+  const int file_;
+  std::optional<Log> log_;
+};
 
 class TlsFolder {
  public:

@@ -46,6 +46,8 @@ TEST(TokensTest, ErrorsNameTheLineAndNotItsHash) {
   EXPECT_THAT(Error(absl::StrCat("a/b ", kHashOfAlpha)), HasSubstr("line 1 begins with no name"));
   EXPECT_THAT(Error(absl::StrCat(std::string(65, 'a'), " ", kHashOfAlpha)),
               HasSubstr("line 1 begins with no name"));
+  EXPECT_EQ(Error("a e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"),
+            "line 1 has the SHA-256 of nothing: the token was empty");
   EXPECT_THAT(Error("a alpha"), HasSubstr("line 1 has no SHA-256 after the name"));
   EXPECT_THAT(Error(absl::StrCat("a ", kHashOfAlpha, "0")), HasSubstr("line 1 has no SHA-256"));
   EXPECT_THAT(Error(absl::StrCat("a x", std::string(kHashOfAlpha).substr(1))),
