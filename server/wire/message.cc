@@ -77,8 +77,8 @@ class WireReader {
 
   bool Tag(uint32_t* tag) {
     uint64_t value = 0;
-    if (!Varint(&value) || value > UINT32_MAX) return false;
-    *tag = static_cast<uint32_t>(value);
+    if (!Varint(&value)) return false;
+    *tag = static_cast<uint32_t>(value);  // as protobuf, which drops what is beyond 32 bits
     return WireFormatLite::GetTagFieldNumber(*tag) != 0;
   }
 
