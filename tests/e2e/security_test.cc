@@ -1,15 +1,10 @@
 // The command and a server that wants TLS and tokens, as an operator sets them up.
-#include <openssl/sha.h>
-
 #include <csignal>
-#include <filesystem>
-#include <fstream>
-#include <iterator>
 
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "tests/e2e/command_fixture.h"
+#include "tests/server/security/token_hash.h"
 #include "tests/tls/certificates.h"
 
 namespace gradclip {
@@ -18,17 +13,6 @@ namespace {
 using ::testing::AllOf;
 using ::testing::HasSubstr;
 using ::testing::Not;
-
-std::string Text(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
-
-std::string HashOf(const std::string& token) {
-  unsigned char hash[SHA256_DIGEST_LENGTH];
-  SHA256(reinterpret_cast<const unsigned char*>(token.data()), token.size(), hash);
-  return absl::BytesToHexString({reinterpret_cast<const char*>(hash), sizeof(hash)});
-}
 
 class Security : public testing::Test {
  protected:
@@ -42,7 +26,7 @@ class Security : public testing::Test {
 
   std::string Path(const std::string& name) const { return folder_ / name; }
   void Write(const std::string& name, const std::string& text) const {
-    std::ofstream(Path(name), std::ios::binary) << text;
+    WriteFile(Path(name), text);
   }
 
   // Its exit status, and all that it prints.
@@ -87,13 +71,14 @@ TEST_F(Security, ACallNeedsTlsAndAToken) {
   EXPECT_THAT(missing, HasSubstr("can't be read: No such file or directory"));
 
   // Secrets are nowhere: not in what anybody prints, nor in the command line.
-  const std::string command_line = Text(absl::StrCat("/proc/", server.process().pid(), "/cmdline"));
+  const std::string command_line =
+      ReadFile(absl::StrCat("/proc/", server.process().pid(), "/cmdline"));
   EXPECT_THAT(command_line, HasSubstr("--auth-token-file"));
   server.process().Signal(SIGTERM);
   EXPECT_EQ(server.process().Wait(), 0);
   const std::string log = server.process().out() + server.process().err();
   EXPECT_THAT(log, AllOf(HasSubstr(" by trainer "), HasSubstr("UNAUTHENTICATED")));
-  const std::string key = Text(certificate_.key).substr(40, 40);  // amid its first line
+  const std::string key = ReadFile(certificate_.key).substr(40, 40);  // amid its first line
   const std::string all = absl::StrCat(out, without, other, plain, missing, command_line, log);
   for (const std::string& secret : {std::string("the-secret-token"), std::string("the-other-token"),
                                     HashOf("the-secret-token"), HashOf("the-other-token"), key}) {

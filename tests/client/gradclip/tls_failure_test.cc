@@ -216,27 +216,35 @@ const std::string kEndlessWindow(
     "\0\0\4\x8\0\0\0\0\0\x7f\xff\0\0",
     28);
 
+// 64 MiB: more than sockets hold.
+struct LargeGradient {
+  std::vector<float> values = std::vector<float>(size_t{16} << 20, 1.0f);
+
+  absl::StatusOr<ClipAnswer> Clip(Client& client, const CallOptions& call = {}) {
+    const Tensor tensor = {
+        "w", DType::kFloat32, {static_cast<int64_t>(values.size())}, values.data()};
+    ClipOptions options;
+    options.max_norm = 1;
+    return client.Clip({&tensor, 1}, options, call);
+  }
+};
+
 TEST_F(TlsFailureTest, EndsAtTheDeadlineAndLetsGoOfTheMemoryWhereTheServerIsDeaf) {
   absl::Notification over;
   const LoopbackServer server(OverTls(authority_.Issue(good_), [&](SSL* session) {
     EXPECT_GT(SSL_write(session, kEndlessWindow.data(), kEndlessWindow.size()), 0);
     over.WaitForNotification();
   }));
-  std::vector<float> values(size_t{16} << 20, 1.0f);
-  const Tensor tensor = {
-      "w", DType::kFloat32, {static_cast<int64_t>(values.size())}, values.data()};
-  ClipOptions options;
-  options.max_norm = 1;
+  LargeGradient gradient;
   {
     Client client(server.address(), With(Trusting()));
     const absl::Time start = absl::Now();
-    const absl::Status status =
-        client.Clip({&tensor, 1}, options, Within(absl::Seconds(2))).status();
+    const absl::Status status = gradient.Clip(client, Within(absl::Seconds(2))).status();
     EXPECT_EQ(status.code(), absl::StatusCode::kDeadlineExceeded) << status;
     // 2 s and the grace; sanitizers are slow.
     EXPECT_LT(absl::Now() - start, absl::Seconds(10));
-    values.clear();
-    values.shrink_to_fit();  // which AddressSanitizer watches
+    gradient.values.clear();
+    gradient.values.shrink_to_fit();  // which AddressSanitizer watches
   }
   over.Notify();
 }
@@ -248,15 +256,10 @@ TEST_F(TlsFailureTest, SaysThatTheServerClosedAmidTheCall) {
     std::vector<char> bytes(size_t{1} << 16);
     for (int i = 0; i < 100; ++i) SSL_read(session, bytes.data(), static_cast<int>(bytes.size()));
   }));
-  std::vector<float> values(size_t{16} << 20, 1.0f);
-  const Tensor tensor = {
-      "w", DType::kFloat32, {static_cast<int64_t>(values.size())}, values.data()};
-  ClipOptions options;
-  options.max_norm = 1;
+  LargeGradient gradient;
   Client client(server.address(), With(Trusting()));
   const absl::Time start = absl::Now();
-  const absl::Status status =
-      client.Clip({&tensor, 1}, options, Within(absl::Seconds(20))).status();
+  const absl::Status status = gradient.Clip(client, Within(absl::Seconds(20))).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << status;
   EXPECT_LT(absl::Now() - start, absl::Seconds(15));
 }
@@ -266,14 +269,10 @@ TEST_F(TlsFailureTest, GivesTheStatusOfAServerThatEndsTheCallWhileTheClientWrite
   server.clip = [](ClipStream&) {
     return grpc::Status(grpc::StatusCode::RESOURCE_EXHAUSTED, "too much: --max-call-bytes");
   };
-  std::vector<float> values(size_t{16} << 20, 1.0f);
-  const Tensor tensor = {
-      "w", DType::kFloat32, {static_cast<int64_t>(values.size())}, values.data()};
-  ClipOptions options;
-  options.max_norm = 1;
+  LargeGradient gradient;
   Client client(server.address(), With(Trusting()));
   for (int round = 0; round < 3; ++round) {
-    const absl::Status status = client.Clip({&tensor, 1}, options).status();
+    const absl::Status status = gradient.Clip(client).status();
     EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
   }
 }

@@ -24,15 +24,11 @@
 #include "absl/time/time.h"
 #include "gmock/gmock.h"
 #include "gradclip/client.h"
+#include "tests/client/files/file_bytes.h"
 #include "tests/client/gradclip/fake_server.h"
 #include "tests/tls/certificates.h"
 
 namespace gradclip {
-
-inline std::string ReadText(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
 
 // A FakeServer's, with its certificate; with `client_ca` it demands the client's.
 inline std::shared_ptr<grpc::ServerCredentials> Credentials(const CertificateFiles& files,
@@ -40,8 +36,8 @@ inline std::shared_ptr<grpc::ServerCredentials> Credentials(const CertificateFil
   grpc::SslServerCredentialsOptions options(
       client_ca.empty() ? GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE
                         : GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY);
-  options.pem_key_cert_pairs.push_back({ReadText(files.key), ReadText(files.cert)});
-  if (!client_ca.empty()) options.pem_root_certs = ReadText(client_ca);
+  options.pem_key_cert_pairs.push_back({ReadFile(files.key), ReadFile(files.cert)});
+  if (!client_ca.empty()) options.pem_root_certs = ReadFile(client_ca);
   return grpc::SslServerCredentials(options);
 }
 

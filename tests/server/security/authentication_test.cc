@@ -1,11 +1,9 @@
 // Who may call, by token or certificate, at a real server.
-#include <openssl/sha.h>
 #include <unistd.h>
 
 #include <filesystem>
 #include <thread>
 
-#include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
@@ -14,6 +12,7 @@
 #include "gradclip/shared_gradient.h"
 #include "tests/server/rpc/server_fixture.h"
 #include "tests/server/security/tls_fixture.h"
+#include "tests/server/security/token_hash.h"
 
 namespace gradclip {
 namespace {
@@ -21,12 +20,6 @@ namespace {
 using ::testing::AllOf;
 using ::testing::HasSubstr;
 using ::testing::Not;
-
-std::string HashOf(const std::string& token) {
-  unsigned char hash[SHA256_DIGEST_LENGTH];
-  SHA256(reinterpret_cast<const unsigned char*>(token.data()), token.size(), hash);
-  return absl::BytesToHexString({reinterpret_cast<const char*>(hash), sizeof(hash)});
-}
 
 class AuthenticationTest : public ServerTest {
  protected:
@@ -183,9 +176,9 @@ TEST_F(AuthenticationTest, ACertificateTakesATokensPlace) {
       folder_.authority.Issue({.common_name = "trainer", .is_client = true});
   channel_ = grpc::CreateChannel(
       server_->addresses()[0],
-      grpc::SslCredentials({.pem_root_certs = Contents(folder_.authority.ca_file()),
-                            .pem_private_key = Contents(client.key),
-                            .pem_cert_chain = Contents(client.cert)}));
+      grpc::SslCredentials({.pem_root_certs = ReadFile(folder_.authority.ca_file()),
+                            .pem_private_key = ReadFile(client.key),
+                            .pem_cert_chain = ReadFile(client.cert)}));
   stub_ = v1::GradClip::NewStub(channel_);
   EXPECT_TRUE(Call("").ok());
   EXPECT_TRUE(Call("Bearer alpha").ok());

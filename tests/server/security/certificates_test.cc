@@ -22,7 +22,7 @@ class CertificatesTest : public testing::Test {
     const absl::StatusOr<Certificates> loaded = LoadCertificates(files);
     if (loaded.ok()) return "no error";
     EXPECT_TRUE(absl::IsInvalidArgument(loaded.status()));
-    const std::string key = Contents(files.tls_key);
+    const std::string key = ReadFile(files.tls_key);
     if (key.size() > 80) {
       EXPECT_THAT(loaded.status().ToString(), Not(HasSubstr(key.substr(40, 40))));
     }
@@ -41,8 +41,8 @@ TEST_F(CertificatesTest, AreReadWithTheirChainAndAuthorities) {
   EXPECT_THAT(loaded->subject, HasSubstr("CN=gradclip.example"));
   EXPECT_GT(loaded->expires, absl::Now());
   EXPECT_LT(loaded->expires, absl::Now() + absl::Hours(2));
-  EXPECT_EQ(loaded->key_and_chain, Contents(files.key) + Contents(files.cert));
-  EXPECT_EQ(loaded->client_ca, Contents(folder_.authority.ca_file()));
+  EXPECT_EQ(loaded->key_and_chain, ReadFile(files.key) + ReadFile(files.cert));
+  EXPECT_EQ(loaded->client_ca, ReadFile(folder_.authority.ca_file()));
 }
 
 TEST_F(CertificatesTest, ErrorsNameTheFlagTheFileAndTheReason) {
@@ -67,10 +67,10 @@ TEST_F(CertificatesTest, ErrorsNameTheFlagTheFileAndTheReason) {
 TEST_F(CertificatesTest, TakeTheKeyAloneFromAFileThatAlsoHoldsCertificates) {
   const CertificateFiles good = folder_.Server();
   const std::string combined = folder_.path("combined");
-  WriteFile(combined, Contents(good.key) + Contents(folder_.Server().cert));
+  WriteFile(combined, ReadFile(good.key) + ReadFile(folder_.Server().cert));
   const absl::StatusOr<Certificates> loaded = LoadCertificates({good.cert, combined, ""});
   ASSERT_TRUE(loaded.ok()) << loaded.status();
-  EXPECT_EQ(loaded->key_and_chain, Contents(good.key) + Contents(good.cert));
+  EXPECT_EQ(loaded->key_and_chain, ReadFile(good.key) + ReadFile(good.cert));
 }
 
 TEST_F(CertificatesTest, RefusePipesWhichWouldBeWaitedFor) {
@@ -82,8 +82,8 @@ TEST_F(CertificatesTest, RefusePipesWhichWouldBeWaitedFor) {
 
 TEST_F(CertificatesTest, RefuseADamagedOneAmongGoodOnes) {
   const CertificateFiles good = folder_.Server();
-  std::string chain = Contents(good.cert) + Contents(good.cert);
-  chain[Contents(good.cert).size() + std::string("-----BEGIN CERTIFICATE-----\n").size()] = '*';
+  std::string chain = ReadFile(good.cert) + ReadFile(good.cert);
+  chain[ReadFile(good.cert).size() + std::string("-----BEGIN CERTIFICATE-----\n").size()] = '*';
   WriteFile(folder_.path("damaged"), chain);
   EXPECT_THAT(Error({folder_.path("damaged"), good.key, ""}),
               HasSubstr("certificate 2 of the file is damaged"));

@@ -6,26 +6,15 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
-#include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <optional>
 #include <string>
 
 #include "server/observe/log.h"
 #include "server/security/certificates.h"
+#include "tests/client/files/file_bytes.h"
 #include "tests/tls/certificates.h"
 
 namespace gradclip {
-
-inline std::string Contents(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
-
-inline void WriteFile(const std::string& path, const std::string& contents) {
-  std::ofstream(path, std::ios::binary) << contents;
-}
 
 // A log whose text can be read while it grows.
 class LogFile {
@@ -40,7 +29,7 @@ class LogFile {
   }
 
   Log& log() { return *log_; }
-  std::string text() const { return Contents(path_); }
+  std::string text() const { return ReadFile(path_); }
   // Nobody logs any more: all of it.
   std::string End() {
     log_.reset();
@@ -55,9 +44,6 @@ class LogFile {
 
 class TlsFolder {
  public:
-  TlsFolder() { std::filesystem::create_directories(folder_); }
-  ~TlsFolder() { std::filesystem::remove_all(folder_); }
-
   std::string path(const std::string& name) const { return folder_ / name; }
 
   // A server's certificate for this host.
@@ -72,14 +58,11 @@ class TlsFolder {
   }
 
  private:
-  const std::filesystem::path folder_ =
-      std::filesystem::path(testing::TempDir()) /
-      (std::string("tls-") + std::to_string(getpid()) +
-       testing::UnitTest::GetInstance()->current_test_info()->name());
+  const Folder folder_;
 
  public:
-  TestAuthority authority{folder_, "ours"};
-  TestAuthority other{folder_, "other"};
+  TestAuthority authority{folder_ / "ours", "ours"};
+  TestAuthority other{folder_ / "other", "other"};
 };
 
 }  // namespace gradclip

@@ -63,15 +63,15 @@ class TlsServerTest : public ServerTest {
   }
 
   grpc::SslCredentialsOptions Trusting(const TestAuthority& authority) {
-    return {.pem_root_certs = Contents(authority.ca_file()),
+    return {.pem_root_certs = ReadFile(authority.ca_file()),
             .pem_private_key = "",
             .pem_cert_chain = ""};
   }
   grpc::SslCredentialsOptions Trusting(const TestAuthority& authority,
                                        const CertificateFiles& own) {
-    return {.pem_root_certs = Contents(authority.ca_file()),
-            .pem_private_key = Contents(own.key),
-            .pem_cert_chain = Contents(own.cert)};
+    return {.pem_root_certs = ReadFile(authority.ca_file()),
+            .pem_private_key = ReadFile(own.key),
+            .pem_cert_chain = ReadFile(own.cert)};
   }
 
   static constexpr absl::Duration kLong = absl::Seconds(30);
