@@ -7,7 +7,6 @@
 #include <optional>
 
 #include "absl/strings/str_format.h"
-#include "server/rpc/caller.h"
 
 namespace gradclip {
 namespace {
@@ -54,10 +53,35 @@ Call::Call(Environment& environment, grpc::CallbackServerContext* context, std::
 
 void Call::Begin() {
   if (!environment_.watchdog.Add(shared_from_this())) return End(Draining());
-  absl::StatusOr<std::string> caller = CallerOf(*context_, environment_.callers);
-  if (!caller.ok()) return End(caller.status());
-  caller_ = *std::move(caller);
+  if (absl::Status may = Enter(); !may.ok()) return End(std::move(may));
   Read();
+}
+
+absl::Status Call::Enter() {
+  absl::StatusOr<Caller> caller = CallerOf(*context_, environment_);
+  if (!caller.ok()) return caller.status();
+  caller_ = *std::move(caller);
+  if (environment_.permissions != nullptr) {
+    absl::StatusOr<std::shared_ptr<const Permission>> permission =
+        environment_.permissions->Of(caller_.identity);
+    if (!permission.ok()) return permission.status();
+    permission_ = *std::move(permission);
+  }
+  absl::StatusOr<CallLimits::Place> place = environment_.call_limits.Enter(caller_.account);
+  if (!place.ok()) return place.status();
+  place_ = *std::move(place);
+  return absl::OkStatus();
+}
+
+absl::Status Call::MayUseJob(const std::string& job) const {
+  return permission_ == nullptr ? absl::OkStatus()
+                                : CheckJob(*permission_, caller_.identity, job);
+}
+
+absl::Status Call::MaySendGradient() const {
+  return permission_ == nullptr ? absl::OkStatus()
+                                : CheckGradientBytes(*permission_, caller_.identity,
+                                                     session_.spec().gradient_bytes);
 }
 
 void Call::Read() {
@@ -113,6 +137,7 @@ bool Call::TakeRead(bool ok) {
 }
 
 bool Call::TakeMessage() {
+  received_ = true;
   ReceivedMessage message(incoming_);
   if (message.size() > environment_.max_message_bytes) {
     End(absl::ResourceExhaustedError(absl::StrFormat(
@@ -198,6 +223,11 @@ void Call::AdmitBefore(std::function<void()> then) {
 }
 
 void Call::TakeShared(const v1::SharedRanges& ranges) {
+  if (permission_ != nullptr) {
+    if (absl::Status may = CheckSharedMemory(*permission_, caller_.identity); !may.ok()) {
+      return End(std::move(may));
+    }
+  }
   if (absl::Status taken = session_.Shared(ranges); !taken.ok()) return End(std::move(taken));
   RunWork(&Call::Read);
 }
@@ -408,7 +438,7 @@ void Call::OnEnded() {
   }
   record.call_id = id_;
   record.peer = peer_;
-  record.caller = caller_;
+  record.caller = caller_.identity;
   record.rpc = rpc_;
   record.bytes_in = session_.received_bytes() - session_.shared_bytes();
   record.shared_bytes = session_.shared_bytes();
@@ -423,7 +453,17 @@ void Call::OnEnded() {
     record.norm = session_.result().norm().total_norm();
     if (session_.clips()) record.coefficient = session_.result().coefficient();
   }
+  environment_.limit_hits.Count(record.status);
   environment_.log.Call(record);
+  if (!received_ && context_->IsCancelled()) NoteReset();
+}
+
+void Call::NoteReset() {
+  if (!environment_.reset_guard.Note(peer_, std::chrono::steady_clock::now())) return;
+  environment_.limit_hits.Count("max-resets");
+  environment_.log.Warning("connection cut: it drops calls as fast as it makes them",
+                           {{"peer", peer_}, {"limit", "--max-resets"}});
+  environment_.cut(peer_);
 }
 
 }  // namespace gradclip
