@@ -21,6 +21,21 @@ constexpr uint64_t kLeastForPool = uint64_t{2} << 20;
 // What callers are advised to send.
 constexpr uint64_t kUsualMessageBytes = uint64_t{1} << 20;
 
+absl::Status QueueIsFull(MemoryBudget::QueueFull full, const BudgetLimits& limits) {
+  constexpr absl::string_view kAdvice =
+      "Try later, or use reply REPLY_COEFFICIENT, which needs none";
+  if (full == MemoryBudget::QueueFull::kMaxWaiting) {
+    return absl::ResourceExhaustedError(
+        absl::StrFormat("no memory is free, and %d calls wait for some, of at most %d "
+                        "(--max-waiting-calls). %s",
+                        limits.max_waiting, limits.max_waiting, kAdvice));
+  }
+  return absl::ResourceExhaustedError(
+      absl::StrFormat("no memory is free for this caller, and %d of its calls wait for some, of at "
+                      "most %d (--max-waiting-calls-per-caller). %s",
+                      limits.max_waiting_per_caller, limits.max_waiting_per_caller, kAdvice));
+}
+
 }  // namespace
 
 grpc::Status ToGrpcStatus(const absl::Status& status) {
@@ -171,7 +186,7 @@ bool Call::TakeMessage() {
     return false;
   }
   MemoryBudget::Reservation declarations;
-  if (!declared.TryReserve(*bytes, &declarations)) {
+  if (!declared.TryReserve(caller_, *bytes, &declarations)) {
     End(absl::UnavailableError(absl::StrFormat(
         "the declarations of the calls in progress hold %d of the %d bytes set aside for them, and "
         "this one may need %d; try again, or declare fewer tensors (--memory-budget)",
@@ -253,26 +268,36 @@ void Call::FinishWork(void (Call::*then)()) {
 
 void Call::Admit() {
   MemoryBudget& budget = environment_.memory->gradients;
-  const uint64_t bytes =
-      std::min(ArenaBuffer::Footprint(session_.bytes_to_keep()), budget.total_bytes());
+  const uint64_t most = budget.limits().max_bytes_per_caller;
+  if (session_.bytes_to_keep() > most) {
+    return End(absl::ResourceExhaustedError(absl::StrFormat(
+        "the gradient has %d bytes; the server keeps at most %d for one caller "
+        "(--max-bytes-per-caller). With reply REPLY_COEFFICIENT it keeps none: the caller "
+        "multiplies by the coefficient",
+        session_.bytes_to_keep(), most)));
+  }
+  const uint64_t bytes = std::min(ArenaBuffer::Footprint(session_.bytes_to_keep()), most);
   if (bytes == 0) return OnAdmitted();
   MemoryBudget::Reservation free;
-  if (budget.TryReserve(bytes, &free)) return Keep(std::move(free));
+  if (budget.TryReserve(caller_, bytes, &free)) return Keep(std::move(free));
   BeforeWaiting(Waiting::kForMemory);
   // The grant comes where another call's memory is freed: perhaps amid gRPC, which lets go of a
   // reply's bytes under locks of its own. Hence the watchdog's thread. The call may go on, and end,
   // before Reserve() returns or long after: both hold on to it.
   const std::shared_ptr<Call> self = shared_from_this();
-  std::shared_ptr<MemoryBudget::Waiter> waiter =
-      budget.Reserve(bytes, [self](MemoryBudget::Reservation granted) {
+  MemoryBudget::Admission admission =
+      budget.Reserve(caller_, bytes, [self](MemoryBudget::Reservation granted) {
         const auto held = std::make_shared<MemoryBudget::Reservation>(std::move(granted));
         self->environment_.watchdog.Post([self, held] { self->OnGranted(std::move(*held)); });
       });
+  if (admission.refused.has_value()) {
+    return End(AfterWaiting() ? QueueIsFull(*admission.refused, budget.limits()) : CallerLeft());
+  }
   bool leave = false;
   {
     const std::lock_guard lock(mutex_);
     if (waiting_ == Waiting::kForMemory) {
-      waiter_ = std::move(waiter);
+      waiter_ = std::move(admission.waiter);
       leave = cancelled_ || !expired_.ok();
     }
   }
@@ -348,6 +373,16 @@ absl::Status Call::ExpiryReason() const {
   switch (waiting_) {
     case Waiting::kForMemory: {
       const MemoryBudget& budget = environment_.memory->gradients;
+      const uint64_t most = budget.limits().max_bytes_per_caller;
+      const uint64_t own = budget.used_bytes(caller_);
+      if (most < budget.total_bytes() && session_.bytes_to_keep() > most - own) {
+        return absl::ResourceExhaustedError(absl::StrFormat(
+            "waited %s (--admission-timeout) for %d bytes of memory; other calls of this caller "
+            "hold %d of the %d that one caller may have (--max-bytes-per-caller). Try later, or "
+            "use reply REPLY_COEFFICIENT, which needs none",
+            absl::FormatDuration(environment_.admission_timeout), session_.bytes_to_keep(), own,
+            most));
+      }
       return absl::ResourceExhaustedError(absl::StrFormat(
           "waited %s (--admission-timeout) for %d bytes of memory; other calls hold %d of the %d "
           "there are (--memory-budget). Try later, or use reply REPLY_COEFFICIENT, which needs "
