@@ -21,10 +21,10 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "server/memory/heap.h"
+#include "server/net/unix_socket.h"
 #include "server/observe/log.h"
 #include "server/options/options.h"
 #include "server/rpc/server.h"
-#include "server/net/unix_socket.h"
 
 namespace {
 

@@ -82,11 +82,10 @@ ino_t InodeOf(int number) {
 }  // namespace
 
 std::string HostOf(absl::string_view grpc_peer) {
-  if (absl::ConsumePrefix(&grpc_peer, "ipv4:")) {
-    return std::string(grpc_peer.substr(0, grpc_peer.rfind(':')));
-  }
-  if (absl::ConsumePrefix(&grpc_peer, "ipv6:%5B")) {
-    const std::string text(grpc_peer.substr(0, grpc_peer.find_first_of("%]")));
+  absl::string_view rest = grpc_peer;
+  if (absl::ConsumePrefix(&rest, "ipv4:")) return std::string(rest.substr(0, rest.rfind(':')));
+  if (absl::ConsumePrefix(&rest, "ipv6:%5B")) {
+    const std::string text(rest.substr(0, rest.find('%')));
     in6_addr address = {};
     if (inet_pton(AF_INET6, text.c_str(), &address) == 1) return Ipv6Host(address);
   }

@@ -31,7 +31,7 @@ struct Peer {
   // Who counts as one: "10.1.2.3", "2001:db8:1:2::/64" (what one IPv6 host may have of addresses),
   // or "uid:1000".
   std::string host;
-  std::string address = {};        // as gRPC writes it: "ipv4:10.1.2.3:5123"; empty for unix sockets
+  std::string address = {};       // as gRPC writes it: "ipv4:10.1.2.3:5123"; empty for unix sockets
   std::optional<uid_t> uid = {};  // of a unix socket's
 };
 

@@ -57,7 +57,7 @@ SocketFile LookAtSocket(const std::string& path) {
 }
 
 absl::StatusOr<ListeningSocket> ListeningSocket::Listen(const std::string& path,
- std::optional<mode_t> mode,
+                                                        std::optional<mode_t> mode,
                                                         const std::string& flag) {
   const auto refused = [&](auto... why) {
     return absl::UnavailableError(absl::StrCat("cannot listen on ", path, ": ", why...));

@@ -25,9 +25,9 @@ SocketFile LookAtSocket(const std::string& path);
 class ListeningSocket {
  public:
   // Replaces a socket that was left behind at `path`. `mode` is the file's, 0666 to let others
-  // connect; none: as umask says. UNAVAILABLE, whose message starts with "cannot listen on PATH": the path is taken, in
-  // a folder that is not there, not permitted, or not of 1 to 107 bytes. Says what to do about it,
-  // naming `flag`.
+  // connect; none: as umask says. UNAVAILABLE, whose message starts with "cannot listen on PATH":
+  // the path is taken, in a folder that is not there, not permitted, or not of 1 to 107 bytes. Says
+  // what to do about it, naming `flag`.
   static absl::StatusOr<ListeningSocket> Listen(const std::string& path, std::optional<mode_t> mode,
                                                 const std::string& flag);
 

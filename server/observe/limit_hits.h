@@ -15,18 +15,26 @@ namespace gradclip {
 class LimitHits {
  public:
   // The limits, each by the name of its flag: "max-calls".
-  static constexpr std::array<absl::string_view, 21> kLimits = {
-      "admission-timeout",       "allow",
-      "idle-timeout",            "max-bytes-per-caller",
-      "max-call-bytes",          "max-calls",
-      "max-calls-per-caller",    "max-connections",
-      "max-connections-per-peer", "max-dimensions",
-      "max-message-bytes",       "max-pending-registrations",
-      "max-ranges",              "max-regions",
-      "max-regions-per-peer",    "max-resets",
-      "max-shared-bytes",        "max-shared-bytes-per-peer",
-      "max-tensors",             "max-waiting-calls",
-      "memory-budget"};
+  static constexpr std::array<absl::string_view, 20> kLimits = {"admission-timeout",
+                                                                "idle-timeout",
+                                                                "max-bytes-per-caller",
+                                                                "max-call-bytes",
+                                                                "max-calls",
+                                                                "max-calls-per-caller",
+                                                                "max-connections",
+                                                                "max-connections-per-peer",
+                                                                "max-dimensions",
+                                                                "max-message-bytes",
+                                                                "max-pending-registrations",
+                                                                "max-ranges",
+                                                                "max-regions",
+                                                                "max-regions-per-peer",
+                                                                "max-resets",
+                                                                "max-shared-bytes",
+                                                                "max-shared-bytes-per-peer",
+                                                                "max-tensors",
+                                                                "max-waiting-calls",
+                                                                "memory-budget"};
 
   // Counts what `status` tells a caller: its message names the limit, as "(--max-calls". A message
   // that names none counts for none, one that names several for the first.

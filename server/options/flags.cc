@@ -175,7 +175,8 @@ const std::vector<Flag>& AllFlags() {
        AddUid(&Options::unix_socket_uids)},
       {"allow", "FILE",
        "What each caller may do: lines of a token's name, a certificate's name, uid:NUMBER or *,\n"
-       "then jobs=PREFIX,..., shared-memory=no or max-gradient-bytes=BYTES. Who has no line may do\n"
+       "then jobs=PREFIX,..., shared-memory=no or max-gradient-bytes=BYTES. Who has no line may "
+       "do\n"
        "nothing. Changes are taken over.",
        "none: every caller may do everything", false, File(&Options::allow)},
       {"open-health", "",
@@ -211,8 +212,8 @@ const std::vector<Flag>& AllFlags() {
        CountBetween(&Options::max_calls, 1, 1000000)},
       {"max-calls-per-caller", "COUNT", "The same for one caller.", "half of --max-calls", false,
        CountBetween(&Options::max_calls_per_caller, 1, 1000000)},
-      {"max-waiting-calls", "COUNT", "Most calls that wait for memory, 1 to 1000000.", "1024", false,
-       CountBetween(&Options::max_waiting_calls, 1, 1000000)},
+      {"max-waiting-calls", "COUNT", "Most calls that wait for memory, 1 to 1000000.", "1024",
+       false, CountBetween(&Options::max_waiting_calls, 1, 1000000)},
       {"max-waiting-calls-per-caller", "COUNT", "The same for one caller.",
        "half of --max-waiting-calls", false,
        CountBetween(&Options::max_waiting_calls_per_caller, 1, 1000000)},
@@ -220,7 +221,8 @@ const std::vector<Flag>& AllFlags() {
        CountBetween(&Options::max_connections, 1, 1000000)},
       {"max-connections-per-peer", "COUNT",
        "The same for one host (an IPv4 address, an IPv6 /64) or one user of a unix socket.",
-       "a quarter of --max-connections", false, CountBetween(&Options::max_connections_per_peer, 1, 1000000)},
+       "a quarter of --max-connections", false,
+       CountBetween(&Options::max_connections_per_peer, 1, 1000000)},
       {"max-streams-per-connection", "COUNT",
        "Most calls in progress on one connection, 1 to 1000000; a client keeps back what is more.",
        "1024", false, CountBetween(&Options::max_streams_per_connection, 1, 1000000)},
@@ -280,7 +282,8 @@ const std::vector<Flag>& AllFlags() {
        "How long a connection may be without a call before it is closed; 0 for ever.", "10m", false,
        DurationFrom(&Options::connection_idle_timeout, absl::ZeroDuration())},
       {"max-connection-age", "DURATION",
-       "How long a connection may live before it is closed, once its calls have ended; 0 for ever.\n"
+       "How long a connection may live before it is closed, once its calls have ended; 0 for "
+       "ever.\n"
        "Who was connected before a certificate was withdrawn is let in no longer than this.",
        "0, or 1h with --tls-client-ca", false,
        DurationFrom(&Options::max_connection_age, absl::ZeroDuration())},

@@ -214,9 +214,9 @@ absl::Status CheckPerCaller(Options& options, const GivenByFlag& given) {
     if (found == given.end()) {
       options.*limit.one = std::max<uint64_t>(1, options.*limit.all / limit.share);
     } else if (options.*limit.one > options.*limit.all) {
-      return Refused(
-          found->second, found->second.values.front(),
-          absl::StrCat("at most the limit of all, ", options.*limit.all, " (--", limit.flag_of_all, ")"));
+      return Refused(found->second, found->second.values.front(),
+                     absl::StrCat("at most the limit of all, ", options.*limit.all, " (--",
+                                  limit.flag_of_all, ")"));
     }
   }
   return absl::OkStatus();

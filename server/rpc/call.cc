@@ -89,14 +89,13 @@ absl::Status Call::Enter() {
 }
 
 absl::Status Call::MayUseJob(const std::string& job) const {
-  return permission_ == nullptr ? absl::OkStatus()
-                                : CheckJob(*permission_, caller_.identity, job);
+  return permission_ == nullptr ? absl::OkStatus() : CheckJob(*permission_, caller_.identity, job);
 }
 
 absl::Status Call::MaySendGradient() const {
-  return permission_ == nullptr ? absl::OkStatus()
-                                : CheckGradientBytes(*permission_, caller_.identity,
-                                                     session_.spec().gradient_bytes);
+  return permission_ == nullptr
+             ? absl::OkStatus()
+             : CheckGradientBytes(*permission_, caller_.identity, session_.spec().gradient_bytes);
 }
 
 void Call::Read() {
@@ -186,7 +185,7 @@ bool Call::TakeMessage() {
     return false;
   }
   MemoryBudget::Reservation declarations;
-  if (!declared.TryReserve(caller_, *bytes, &declarations)) {
+  if (!declared.TryReserve(caller_.account, *bytes, &declarations)) {
     End(absl::UnavailableError(absl::StrFormat(
         "the declarations of the calls in progress hold %d of the %d bytes set aside for them, and "
         "this one may need %d; try again, or declare fewer tensors (--memory-budget)",
@@ -279,14 +278,14 @@ void Call::Admit() {
   const uint64_t bytes = std::min(ArenaBuffer::Footprint(session_.bytes_to_keep()), most);
   if (bytes == 0) return OnAdmitted();
   MemoryBudget::Reservation free;
-  if (budget.TryReserve(caller_, bytes, &free)) return Keep(std::move(free));
+  if (budget.TryReserve(caller_.account, bytes, &free)) return Keep(std::move(free));
   BeforeWaiting(Waiting::kForMemory);
   // The grant comes where another call's memory is freed: perhaps amid gRPC, which lets go of a
   // reply's bytes under locks of its own. Hence the watchdog's thread. The call may go on, and end,
   // before Reserve() returns or long after: both hold on to it.
   const std::shared_ptr<Call> self = shared_from_this();
   MemoryBudget::Admission admission =
-      budget.Reserve(caller_, bytes, [self](MemoryBudget::Reservation granted) {
+      budget.Reserve(caller_.account, bytes, [self](MemoryBudget::Reservation granted) {
         const auto held = std::make_shared<MemoryBudget::Reservation>(std::move(granted));
         self->environment_.watchdog.Post([self, held] { self->OnGranted(std::move(*held)); });
       });
@@ -374,7 +373,7 @@ absl::Status Call::ExpiryReason() const {
     case Waiting::kForMemory: {
       const MemoryBudget& budget = environment_.memory->gradients;
       const uint64_t most = budget.limits().max_bytes_per_caller;
-      const uint64_t own = budget.used_bytes(caller_);
+      const uint64_t own = budget.used_bytes(caller_.account);
       if (most < budget.total_bytes() && session_.bytes_to_keep() > most - own) {
         return absl::ResourceExhaustedError(absl::StrFormat(
             "waited %s (--admission-timeout) for %d bytes of memory; other calls of this caller "

@@ -1,5 +1,7 @@
 #include "server/rpc/health.h"
 
+#include <grpcpp/impl/codegen/server_callback_handlers.h>
+
 #include <string>
 #include <utility>
 #include <vector>
@@ -80,7 +82,7 @@ class HealthService::Watch final : public Exchange {
     HealthCheckResponse response;
     {
       const std::lock_guard lock(mutex_);
-      response.set_status(!here_               ? HealthCheckResponse::SERVICE_UNKNOWN
+      response.set_status(!here_              ? HealthCheckResponse::SERVICE_UNKNOWN
                           : health_.serving() ? HealthCheckResponse::SERVING
                                               : HealthCheckResponse::NOT_SERVING);
       if (response.status() == told_) return;

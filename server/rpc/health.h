@@ -4,6 +4,7 @@
 #define GRADCLIP_SERVER_RPC_HEALTH_H_
 
 #include <grpcpp/grpcpp.h>
+#include <grpcpp/impl/service_type.h>
 
 #include <cstdint>
 #include <memory>

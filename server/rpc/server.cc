@@ -1,6 +1,9 @@
 #include "server/rpc/server.h"
 
 #include <grpc/grpc.h>
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/impl/server_builder_option.h>
+#include <grpcpp/resource_quota.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -28,6 +31,9 @@ constexpr uint64_t kTransportMessageFactor = 4;
 // How long peers have to read what their kernels hold, and to say so to gRPC, before they are cut
 // off. Only a peer that runs out of processor time needs more than milliseconds.
 constexpr absl::Duration kTimeToHear = absl::Seconds(1);
+
+// Of gRPC's reflection service, which keeps one for every stream. All else needs none of these.
+constexpr int kMaxReflectionThreads = 8;
 
 // Clients that ask more often whether the server is there are sent away (ENHANCE_YOUR_CALM).
 constexpr absl::Duration kLeastBetweenPings = absl::Seconds(10);
@@ -68,14 +74,22 @@ v1::GetServerInfoResponse DescribeServer(const Options& options, const Backend& 
     listed.set_detail(std::move(choice.detail));
   }
   info.set_max_message_bytes(options.max_message_bytes);
-  info.set_max_call_bytes(
-      std::min(options.max_call_bytes, LimitsOf(options).max_bytes_per_caller));
+  info.set_max_call_bytes(std::min(options.max_call_bytes, LimitsOf(options).max_bytes_per_caller));
   info.set_memory_budget_bytes(options.memory_budget);
   info.set_max_tensors(options.max_tensors);
   info.set_memory_socket(options.memory_socket);
   info.set_instance(RandomInstance());
   return info;
 }
+
+// Adds gRPC's reflection service to a server.
+class WithReflection : public grpc::ServerBuilderOption {
+ public:
+  void UpdateArguments(grpc::ChannelArguments* /*arguments*/) override {}
+  void UpdatePlugins(std::vector<std::unique_ptr<grpc::ServerBuilderPlugin>>* plugins) override {
+    plugins->push_back(std::make_unique<grpc::reflection::ProtoServerReflectionPlugin>());
+  }
+};
 
 int Milliseconds(absl::Duration duration) {
   return static_cast<int>(absl::ToInt64Milliseconds(duration));
@@ -89,10 +103,10 @@ void SetLimits(const Options& options, grpc::ServerBuilder& builder) {
   // gRPC would inflate a message whole before it looks at its size: 32 MiB become 32 GiB.
   builder.SetCompressionAlgorithmSupportStatus(GRPC_COMPRESS_DEFLATE, false);
   builder.SetCompressionAlgorithmSupportStatus(GRPC_COMPRESS_GZIP, false);
-  if (options.max_transport_bytes > 0) {
-    builder.SetResourceQuota(
-        grpc::ResourceQuota("connections").Resize(options.max_transport_bytes));
-  }
+  grpc::ResourceQuota quota("connections");
+  if (options.max_transport_bytes > 0) quota.Resize(options.max_transport_bytes);
+  quota.SetMaxThreads(kMaxReflectionThreads);
+  builder.SetResourceQuota(quota);
   const auto set = [&](const char* argument, uint64_t value) {
     builder.AddChannelArgument(argument, static_cast<int>(std::min<uint64_t>(value, INT32_MAX)));
   };
@@ -219,6 +233,7 @@ absl::Status Server::Listen(const Options& options) {
       unix_sockets, std::move(allowed_uids));
   builder.RegisterService(&service_);
   builder.RegisterService(&health_);
+  if (options.reflection) builder.SetOption(std::make_unique<WithReflection>());
   server_ = builder.BuildAndStart();
   if (server_ == nullptr) return absl::UnavailableError("gRPC could not start the server");
   acceptor_ = std::make_unique<Acceptor>(

@@ -18,9 +18,9 @@
 #include "server/observe/log.h"
 #include "server/options/options.h"
 #include "server/pool/worker_pool.h"
-#include "server/rpc/environment.h"
 #include "server/rpc/call_limits.h"
 #include "server/rpc/connections.h"
+#include "server/rpc/environment.h"
 #include "server/rpc/health.h"
 #include "server/rpc/reset_guard.h"
 #include "server/rpc/service.h"
@@ -44,9 +44,10 @@ class Server {
   // Where it listens, one for each of options.listen, with the port really bound.
   const std::vector<std::string>& addresses() const { return addresses_; }
 
-  // How often callers have run into limits, and open connections.
+  // How often callers have run into limits; open connections, and calls in progress.
   const LimitHits& limit_hits() const { return limit_hits_; }
   uint64_t connections() const { return acceptor_->connections(); }
+  uint64_t calls() const { return call_limits_.calls(); }
 
   // Gradient bytes that calls and registered memory hold of the budget now, and calls that wait for
   // some.

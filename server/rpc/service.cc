@@ -32,7 +32,9 @@ class Service::GetServerInfoCall final : public ShortCall {
  public:
   GetServerInfoCall(Environment& environment, grpc::CallbackServerContext* context,
                     v1::GetServerInfoResponse info)
-      : ShortCall(environment, context), begin_(std::chrono::steady_clock::now()), info_(std::move(info)) {
+      : ShortCall(environment, context),
+        begin_(std::chrono::steady_clock::now()),
+        info_(std::move(info)) {
     record_.call_id = environment.next_call_id.fetch_add(1, std::memory_order_relaxed);
     record_.peer = context->peer();
     record_.rpc = "GetServerInfo";
@@ -54,8 +56,7 @@ class Service::GetServerInfoCall final : public ShortCall {
       const absl::StatusOr<std::shared_ptr<const Permission>> permission =
           environment_.permissions->Of(caller->identity);
       if (!permission.ok()) return permission.status();
-      info_.set_max_call_bytes(
-          std::min(info_.max_call_bytes(), (*permission)->max_gradient_bytes));
+      info_.set_max_call_bytes(std::min(info_.max_call_bytes(), (*permission)->max_gradient_bytes));
       if (!(*permission)->shared_memory) info_.clear_memory_socket();
     }
     absl::StatusOr<CallLimits::Place> place = environment_.call_limits.Enter(caller->account);

@@ -107,10 +107,10 @@ bool ShortCall::ShouldExpire(SteadyTime now) {
 }
 
 void ShortCall::Expire() {
-  const std::string reason =
-      absl::StrFormat("the caller has neither sent its request nor read the answer for %s "
-                      "(--idle-timeout)",
-                      absl::FormatDuration(environment_.idle_timeout));
+  const std::string reason = absl::StrFormat(
+      "the caller has neither sent its request nor read the answer for %s "
+      "(--idle-timeout)",
+      absl::FormatDuration(environment_.idle_timeout));
   grpc_call_cancel_with_status(expiring_, GRPC_STATUS_DEADLINE_EXCEEDED, reason.c_str(), nullptr);
   grpc_call_unref(expiring_);
 }

@@ -71,8 +71,8 @@ class ShortCall : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuf
   // Guarded by mutex_.
   bool outstanding_ = false;
   SteadyTime outstanding_since_;
-  bool ended_ = false;      // the last operation is outstanding
-  bool cancelled_ = false;  // by the peer or the watchdog
+  bool ended_ = false;             // the last operation is outstanding
+  bool cancelled_ = false;         // by the peer or the watchdog
   grpc_call* expiring_ = nullptr;  // a reference held for Expire()
 };
 

@@ -16,8 +16,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/net/file_descriptor.h"
-#include "server/shm/memory_connection.h"
 #include "server/net/unix_socket.h"
+#include "server/shm/memory_connection.h"
 
 namespace gradclip {
 namespace {

@@ -1,22 +1,22 @@
-// What connections of a server still hold for their peers, with sockets alone.
-#include "server/rpc/unread.h"
+#include "server/net/acceptor.h"
 
 #include <fcntl.h>
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <netinet/in.h>
-#include <sys/socket.h>
-#include <sys/un.h>
-#include <unistd.h>
+#include <sys/resource.h>
 
-#include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <cstring>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "tests/client/files/file_bytes.h"
+#include "tests/server/net/dial.h"
 
 namespace gradclip {
 namespace {
@@ -24,142 +24,279 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 
-// A listener, and one connection that it has accepted.
-class Sockets {
+constexpr Acceptor::Limits kMany = {.connections = 1000, .connections_per_peer = 1000};
+
+// What is handed on, held as gRPC would.
+class Taken {
  public:
-  explicit Sockets(int family) {
-    sockaddr_storage address = {};
-    socklen_t size = 0;
-    if (family == AF_UNIX) {
-      static std::atomic<int> next = 0;
-      auto& unix_address = reinterpret_cast<sockaddr_un&>(address);
-      path_ = absl::StrCat("/tmp/gradclip_unread_test.", getpid(), ".", next++, ".sock");
-      std::strcpy(unix_address.sun_path, path_.c_str());
-      size = sizeof(sockaddr_un);
-    } else if (family == AF_INET6) {
-      reinterpret_cast<sockaddr_in6&>(address).sin6_addr = in6addr_loopback;
-      size = sizeof(sockaddr_in6);
-    } else {
-      reinterpret_cast<sockaddr_in&>(address).sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-      size = sizeof(sockaddr_in);
-    }
-    address.ss_family = static_cast<sa_family_t>(family);
-    auto* const any = reinterpret_cast<sockaddr*>(&address);
-    listener_ = socket(family, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    EXPECT_EQ(bind(listener_, any, size), 0);
-    EXPECT_EQ(listen(listener_, 1), 0);
-    EXPECT_EQ(getsockname(listener_, any, &size), 0);
-    peer_ = socket(family, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    // So that it does not grow while it is read, and take all that is left.
-    const int room = 1 << 16;
-    setsockopt(peer_, SOL_SOCKET, SO_RCVBUF, &room, sizeof(room));
-    EXPECT_EQ(connect(peer_, any, size), 0);
-    accepted_ = accept4(listener_, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
-    EXPECT_GE(accepted_, 0);
-    if (family == AF_UNIX) {
-      address_ = "unix:" + path_;
-    } else if (family == AF_INET6) {
-      address_ = absl::StrCat("[::1]:", ntohs(reinterpret_cast<sockaddr_in6&>(address).sin6_port));
-    } else {
-      address_ =
-          absl::StrCat("127.0.0.1:", ntohs(reinterpret_cast<sockaddr_in&>(address).sin_port));
-    }
+  struct One {
+    FileDescriptor connection;
+    Peer peer;
+  };
+
+  void Take(FileDescriptor connection, const Peer& peer) {
+    const std::lock_guard lock(mutex_);
+    all_.push_back({std::move(connection), peer});
+    changed_.notify_all();
   }
 
-  ~Sockets() {
-    close(accepted_);
-    close(peer_);
-    close(listener_);
-    if (!path_.empty()) unlink(path_.c_str());
+  // The next one.
+  One Next() {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [this] { return !all_.empty(); });
+    One one = std::move(all_.front());
+    all_.erase(all_.begin());
+    return one;
   }
 
-  // As Server::addresses() has it.
-  const std::string& address() const { return address_; }
+  bool empty() {
+    const std::lock_guard lock(mutex_);
+    return all_.empty();
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::vector<One> all_;
+};
+
+class AcceptorTest : public testing::Test {
+ protected:
+  void Listen(const std::vector<std::string>& addresses, Acceptor::Limits limits = kMany) {
+    std::vector<Listener> listeners;
+    for (const std::string& address : addresses) {
+      absl::StatusOr<Listener> listener = Listener::Open(address, std::nullopt);
+      ASSERT_TRUE(listener.ok()) << listener.status();
+      addresses_.push_back(listener->address());
+      listeners.push_back(*std::move(listener));
+    }
+    acceptor_ = std::make_unique<Acceptor>(
+        std::move(listeners), limits,
+        [this](FileDescriptor connection, const Peer& peer) {
+          taken_.Take(std::move(connection), peer);
+        },
+        log_, hits_);
+  }
+
+  std::string UnixAddress() { return absl::StrCat("unix:", folder_ / "socket"); }
+
+  const Folder folder_;
+  const FileDescriptor null_{open("/dev/null", O_WRONLY | O_CLOEXEC)};
+  Log log_{LogFormat::kText, LogLevel::kInfo, null_.get()};
+  LimitHits hits_;
+  Taken taken_;
+  std::vector<std::string> addresses_;
+  std::unique_ptr<Acceptor> acceptor_;
+};
+
+TEST_F(AcceptorTest, SaysWhoConnects) {
+  Listen({"127.0.0.1:0", "[::1]:0", UnixAddress()});
+
+  const FileDescriptor v4 = Dial(addresses_[0]);
+  const Peer first = taken_.Next().peer;
+  EXPECT_EQ(first.host, "127.0.0.1");
+  EXPECT_THAT(first.address, testing::StartsWith("ipv4:127.0.0.1:"));
+  EXPECT_FALSE(first.uid.has_value());
+  EXPECT_EQ(HostOf(first.address), first.host);
+
+  const FileDescriptor v6 = Dial(addresses_[1]);
+  const Peer second = taken_.Next().peer;
+  EXPECT_EQ(second.host, "::/64");
+  EXPECT_THAT(second.address, testing::StartsWith("ipv6:%5B::1%5D:"));
+  EXPECT_EQ(HostOf(second.address), second.host);
+
+  const FileDescriptor unix_socket = Dial(addresses_[2]);
+  const Peer third = taken_.Next().peer;
+  EXPECT_EQ(third.host, absl::StrCat("uid:", geteuid()));
+  EXPECT_EQ(third.uid, geteuid());
+}
+
+TEST_F(AcceptorTest, TakesAnIpv4HostForOneWhereverItConnects) {
+  Listen({"[::]:0"});
+  const FileDescriptor connection =
+      Dial("127.0.0.1" + addresses_[0].substr(addresses_[0].rfind(':')));
+  EXPECT_EQ(taken_.Next().peer.host, "127.0.0.1");
+}
+
+TEST(HostOf, IsAnAddressOrANetwork) {
+  EXPECT_EQ(HostOf("ipv4:10.1.2.3:5123"), "10.1.2.3");
+  EXPECT_EQ(HostOf("ipv6:%5B2001:db8:1:2:3:4:5:6%5D:5123"), "2001:db8:1:2::/64");
+  EXPECT_EQ(HostOf("unix:"), "unix:");
+  EXPECT_EQ(HostOf("ipv6:%5Bnonsense%5D:1"), "ipv6:%5Bnonsense%5D:1");
+}
+
+TEST_F(AcceptorTest, ClosesWhatIsOverTheLimitOfAll) {
+  Listen({"127.0.0.1:0", UnixAddress()}, {.connections = 2, .connections_per_peer = 2});
+  const FileDescriptor one = Dial(addresses_[0]);
+  const FileDescriptor two = Dial(addresses_[1]);
+  Taken::One first = taken_.Next();
+  const Taken::One second = taken_.Next();
+  EXPECT_EQ(acceptor_->connections(), 2U);
+
+  EXPECT_TRUE(IsClosedByPeer(Dial(addresses_[0])));
+  EXPECT_EQ(hits_.of("max-connections"), 1U);
+
+  // A place is free once gRPC has closed a connection.
+  first.connection = FileDescriptor();
+  EXPECT_EQ(acceptor_->connections(), 1U);
+  std::this_thread::sleep_for(milliseconds(20));  // it is looked for only now and then
+  const FileDescriptor three = Dial(addresses_[0]);
+  const Taken::One third = taken_.Next();
+  EXPECT_EQ(acceptor_->connections(), 2U);
+}
+
+TEST_F(AcceptorTest, ClosesWhatIsOverTheLimitOfOnePeer) {
+  Listen({"127.0.0.1:0", UnixAddress()}, {.connections = 10, .connections_per_peer = 1});
+  const FileDescriptor one = Dial(addresses_[0]);
+  const Taken::One first = taken_.Next();
+  for (int i = 0; i < 3; ++i) EXPECT_TRUE(IsClosedByPeer(Dial(addresses_[0])));
+  EXPECT_EQ(hits_.of("max-connections-per-peer"), 3U);
+  // Others are let in.
+  const FileDescriptor other = Dial(addresses_[1]);
+  const Taken::One second = taken_.Next();
+  EXPECT_TRUE(second.peer.uid.has_value());
+}
+
+TEST_F(AcceptorTest, CutsTheConnectionOfAnAddressAlone) {
+  Listen({"127.0.0.1:0"});
+  const FileDescriptor one = Dial(addresses_[0]);
+  const Taken::One first = taken_.Next();
+  const FileDescriptor two = Dial(addresses_[0]);
+  const Taken::One second = taken_.Next();
+  acceptor_->Cut(second.peer.address);
+  acceptor_->Cut("ipv4:10.0.0.1:1");
+  EXPECT_TRUE(IsClosedByPeer(two));
+  char byte = 0;
+  EXPECT_EQ(recv(one.get(), &byte, 1, MSG_DONTWAIT), -1);
+  EXPECT_EQ(errno, EAGAIN);
+}
+
+// The number may belong to another file once gRPC has closed the connection.
+TEST_F(AcceptorTest, NeverTouchesWhatHasTakenAConnectionsNumber) {
+  Listen({"127.0.0.1:0"});
+  const FileDescriptor peer = Dial(addresses_[0]);
+  Taken::One taken = taken_.Next();
+  int pair[2] = {};
+  ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+  const FileDescriptor other_end(pair[1]);
+  const FileDescriptor mine(taken.connection.Release());
+  ASSERT_EQ(dup3(pair[0], mine.get(), O_CLOEXEC), mine.get());
+  close(pair[0]);
+
+  acceptor_->Cut(taken.peer.address);
+  EXPECT_EQ(send(mine.get(), "x", 1, MSG_NOSIGNAL), 1);
+  EXPECT_EQ(acceptor_->connections(), 0U);
+  EXPECT_TRUE(acceptor_->AwaitRead(steady_clock::now()));
+}
+
+TEST_F(AcceptorTest, AcceptsNobodyOnceClosed) {
+  Listen({"127.0.0.1:0", UnixAddress()});
+  const FileDescriptor before = Dial(addresses_[0]);
+  const Taken::One taken = taken_.Next();
+  acceptor_->Close();
+  for (const std::string& address : addresses_) EXPECT_FALSE(Dial(address).ok());
+  EXPECT_EQ(acceptor_->connections(), 1U);
+  acceptor_->Close();
+}
+
+// CVE-2023-4785: gRPC's own listeners stay dead once accept() has failed for want of descriptors.
+TEST_F(AcceptorTest, GoesOnOnceThereAreDescriptorsAgain) {
+  Listen({"127.0.0.1:0"});
+  FileDescriptor waiting;
+  {
+    rlimit before = {};
+    ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
+    FileDescriptor next(dup(null_.get()));
+    // One more, for the peer; none for the acceptor.
+    const rlimit few = {.rlim_cur = static_cast<rlim_t>(next.get()) + 1,
+                        .rlim_max = before.rlim_max};
+    next = FileDescriptor();
+    ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &few), 0);
+    waiting = Dial(addresses_[0]);
+    std::this_thread::sleep_for(milliseconds(250));
+    EXPECT_TRUE(taken_.empty());
+    ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
+  }
+  ASSERT_TRUE(waiting.ok());
+  const Taken::One taken = taken_.Next();
+  EXPECT_EQ(taken.peer.host, "127.0.0.1");
+}
+
+class Unread : public AcceptorTest, public testing::WithParamInterface<const char*> {
+ protected:
+  void SetUp() override {
+    Listen({std::string(GetParam()) == "unix" ? UnixAddress() : GetParam()});
+    peer_ = Dial(addresses_[0]);
+    accepted_ = taken_.Next();
+  }
 
   // From the server's side, until its socket takes no more. Returns the bytes.
   size_t Fill() {
     const std::vector<char> bytes(1 << 16);
     size_t sent = 0;
     while (true) {
-      const ssize_t more = send(accepted_, bytes.data(), bytes.size(), MSG_NOSIGNAL);
+      const ssize_t more =
+          send(accepted_.connection.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL);
       if (more < 0) return sent;
       sent += static_cast<size_t>(more);
     }
   }
-  void Send(const std::string& bytes) {
-    EXPECT_EQ(send(accepted_, bytes.data(), bytes.size(), 0), static_cast<ssize_t>(bytes.size()));
-  }
 
   // On the peer's side.
-  void Take(size_t bytes) {
+  void Read(size_t bytes) {
     std::vector<char> taken(1 << 16);
     while (bytes > 0) {
-      const ssize_t more = recv(peer_, taken.data(), std::min(taken.size(), bytes), 0);
+      const ssize_t more = recv(peer_.get(), taken.data(), std::min(taken.size(), bytes), 0);
       ASSERT_GT(more, 0);
       bytes -= static_cast<size_t>(more);
     }
   }
 
- private:
-  std::string path_;
-  std::string address_;
-  int listener_ = -1;
-  int peer_ = -1;
-  int accepted_ = -1;
-};
-
-class Unread : public testing::TestWithParam<int> {
- protected:
-  static bool AllIsReadWithin(milliseconds time, const std::vector<std::string>& addresses) {
-    return AwaitRead(addresses, steady_clock::now() + time);
+  bool AllIsReadWithin(milliseconds time) {
+    return acceptor_->AwaitRead(steady_clock::now() + time);
   }
 
-  Sockets sockets_{GetParam()};
+  FileDescriptor peer_;
+  Taken::One accepted_;
 };
 
 TEST_P(Unread, IsNothingOfAConnectionThatHasSentNothing) {
-  EXPECT_TRUE(AllIsReadWithin(milliseconds(0), {sockets_.address()}));
+  EXPECT_TRUE(AllIsReadWithin(milliseconds(0)));
 }
 
 TEST_P(Unread, IsWaitedForUntilThePeerHasIt) {
-  const size_t sent = sockets_.Fill();
+  const size_t sent = Fill();
   std::atomic<bool> returned = false;
   std::thread waiter([&] {
-    EXPECT_TRUE(AllIsReadWithin(std::chrono::hours(1), {"10.0.0.1:1", sockets_.address()}));
+    EXPECT_TRUE(AllIsReadWithin(std::chrono::hours(1)));
     returned = true;
   });
-  sockets_.Take(sent / 4);
+  Read(sent / 4);
   EXPECT_FALSE(returned);
-  sockets_.Take(sent - sent / 4);
+  Read(sent - sent / 4);
   waiter.join();
 }
 
 TEST_P(Unread, IsWaitedForUntilTheDeadline) {
-  sockets_.Fill();
+  Fill();
   const auto begin = steady_clock::now();
-  EXPECT_FALSE(AllIsReadWithin(milliseconds(20), {sockets_.address()}));
+  EXPECT_FALSE(AllIsReadWithin(milliseconds(20)));
   EXPECT_GE(steady_clock::now() - begin, milliseconds(20));
-}
-
-TEST_P(Unread, IsNotWaitedForAtOtherAddresses) {
-  Sockets others(GetParam());
-  others.Fill();
-  EXPECT_TRUE(AllIsReadWithin(milliseconds(0), {sockets_.address()}));
-  EXPECT_FALSE(AllIsReadWithin(milliseconds(0), {others.address(), sockets_.address()}));
 }
 
 // What gRPC sends between calls stays where it is while the peer idles.
 TEST_P(Unread, OfAFewSmallFramesIsNotWaitedFor) {
   const std::string frame(17, '\0');
-  for (int i = 0; i < 5; ++i) sockets_.Send(frame);
-  EXPECT_TRUE(AllIsReadWithin(std::chrono::hours(1), {sockets_.address()}));
+  for (int i = 0; i < 5; ++i) {
+    ASSERT_EQ(send(accepted_.connection.get(), frame.data(), frame.size(), 0),
+              static_cast<ssize_t>(frame.size()));
+  }
+  EXPECT_TRUE(AllIsReadWithin(std::chrono::hours(1)));
 }
 
-INSTANTIATE_TEST_SUITE_P(Families, Unread, testing::Values(AF_INET, AF_INET6, AF_UNIX),
-                         [](const testing::TestParamInfo<int>& family) {
-                           return family.param == AF_UNIX    ? "Unix"
-                                  : family.param == AF_INET6 ? "Ipv6"
-                                                             : "Ipv4";
+INSTANTIATE_TEST_SUITE_P(Families, Unread, testing::Values("127.0.0.1:0", "[::1]:0", "unix"),
+                         [](const testing::TestParamInfo<const char*>& family) {
+                           return family.index == 0 ? "Ipv4" : family.index == 1 ? "Ipv6" : "Unix";
                          });
 
 }  // namespace
