@@ -374,7 +374,8 @@ absl::Status Call::ExpiryReason() const {
       const MemoryBudget& budget = environment_.memory->gradients;
       const uint64_t most = budget.limits().max_bytes_per_caller;
       const uint64_t own = budget.used_bytes(caller_.account);
-      if (most < budget.total_bytes() && session_.bytes_to_keep() > most - own) {
+      const uint64_t bytes = std::min(ArenaBuffer::Footprint(session_.bytes_to_keep()), most);
+      if (most < budget.total_bytes() && bytes > most - own) {
         return absl::ResourceExhaustedError(absl::StrFormat(
             "waited %s (--admission-timeout) for %d bytes of memory; other calls of this caller "
             "hold %d of the %d that one caller may have (--max-bytes-per-caller). Try later, or "

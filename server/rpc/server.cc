@@ -82,13 +82,20 @@ v1::GetServerInfoResponse DescribeServer(const Options& options, const Backend& 
   return info;
 }
 
-// Adds gRPC's reflection service to a server.
-class WithReflection : public grpc::ServerBuilderOption {
+// Whether a server has gRPC's reflection service. Every server of a program that is linked to it
+// would have.
+class Reflection : public grpc::ServerBuilderOption {
  public:
+  explicit Reflection(bool wanted) : wanted_(wanted) {}
   void UpdateArguments(grpc::ChannelArguments* /*arguments*/) override {}
   void UpdatePlugins(std::vector<std::unique_ptr<grpc::ServerBuilderPlugin>>* plugins) override {
+    plugins->clear();
+    if (!wanted_) return;
     plugins->push_back(std::make_unique<grpc::reflection::ProtoServerReflectionPlugin>());
   }
+
+ private:
+  const bool wanted_;
 };
 
 int Milliseconds(absl::Duration duration) {
@@ -233,7 +240,7 @@ absl::Status Server::Listen(const Options& options) {
       unix_sockets, std::move(allowed_uids));
   builder.RegisterService(&service_);
   builder.RegisterService(&health_);
-  if (options.reflection) builder.SetOption(std::make_unique<WithReflection>());
+  builder.SetOption(std::make_unique<Reflection>(options.reflection));
   server_ = builder.BuildAndStart();
   if (server_ == nullptr) return absl::UnavailableError("gRPC could not start the server");
   acceptor_ = std::make_unique<Acceptor>(
