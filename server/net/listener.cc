@@ -12,6 +12,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "absl/strings/strip.h"
 
 namespace gradclip {
@@ -110,9 +111,13 @@ absl::StatusOr<Listener> Listener::Open(const std::string& address,
   absl::string_view rest = address;
   if (absl::ConsumePrefix(&rest, "unix:")) {
     absl::ConsumePrefix(&rest, "//");
-    absl::StatusOr<ListeningSocket> socket =
-        ListeningSocket::Listen(std::string(rest), unix_mode, "--listen");
-    if (!socket.ok()) return socket.status();
+    const std::string path(rest);
+    absl::StatusOr<ListeningSocket> socket = ListeningSocket::Listen(path, unix_mode, "--listen");
+    if (!socket.ok()) {
+      // As it was given.
+      return absl::UnavailableError(
+          absl::StrReplaceAll(socket.status().message(), {{path, address}}));
+    }
     listener.address_ = address;
     listener.unix_.emplace(*std::move(socket));
     return listener;

@@ -355,13 +355,67 @@ TEST(Options, HelpStatesEveryFlagItsVariableAndItsDefault) {
   EXPECT_EQ(help.back(), '\n');
 }
 
+TEST(Options, LimitsOfOneCallerArePartsOfThoseOfAll) {
+  const absl::StatusOr<Options> alone = Parse(
+      {"--memory-budget=1GiB", "--max-calls=10", "--max-waiting-calls=5", "--max-connections=8"});
+  ASSERT_TRUE(alone.ok()) << alone.status();
+  EXPECT_EQ(alone->max_bytes_per_caller, uint64_t{1} << 30);
+  EXPECT_EQ(alone->max_calls_per_caller, 5U);
+  EXPECT_EQ(alone->max_waiting_calls_per_caller, 2U);
+  EXPECT_EQ(alone->max_connections_per_peer, 2U);
+  EXPECT_EQ(alone->max_transport_bytes, uint64_t{256} << 20);
+
+  // Where callers are told apart, one can't keep the others out of the budget.
+  const absl::StatusOr<Options> tokens =
+      Parse({"--memory-budget=8GiB", "--auth-token-file=tokens", "--max-calls=1"});
+  ASSERT_TRUE(tokens.ok()) << tokens.status();
+  EXPECT_EQ(tokens->max_bytes_per_caller, uint64_t{4} << 30);
+  EXPECT_EQ(tokens->max_calls_per_caller, 1U);
+  EXPECT_EQ(tokens->max_transport_bytes, uint64_t{1} << 30);
+  EXPECT_EQ(tokens->max_connection_age, absl::ZeroDuration());
+  EXPECT_TRUE(tokens->reflection);
+
+  const absl::StatusOr<Options> tls = Parse({"--tls-cert=c", "--tls-key=k", "--tls-client-ca=a"});
+  ASSERT_TRUE(tls.ok()) << tls.status();
+  EXPECT_EQ(tls->max_bytes_per_caller, tls->memory_budget / 2);
+  EXPECT_EQ(tls->max_connection_age, absl::Hours(1));
+  EXPECT_FALSE(tls->reflection);
+
+  for (const auto& [one, all] : std::vector<std::pair<std::string, std::string>>{
+           {"--max-calls-per-caller", "--max-calls"},
+           {"--max-waiting-calls-per-caller", "--max-waiting-calls"},
+           {"--max-connections-per-peer", "--max-connections"},
+           {"--max-bytes-per-caller", "--memory-budget"}}) {
+    EXPECT_TRUE(Parse({one + "=2", all + "=2"}).ok());
+    const absl::Status refused = Parse({one + "=3", all + "=2"}).status();
+    EXPECT_EQ(refused.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(std::string(refused.message()),
+                AllOf(HasSubstr(one + "=3"), HasSubstr("2 (" + all + ")")));
+  }
+}
+
 TEST(Options, DefaultsThatHelpStatesAreThoseThatHold) {
   for (const Flag& flag : AllFlags()) {
-    const absl::string_view in_words[] = {
-        "memory-budget",      "max-call-bytes",   "memory-socket",
-        "memory-socket-uids", "max-shared-bytes", "max-shared-bytes-per-peer",
-        "compute-threads",    "tls-cert",         "tls-key",
-        "tls-client-ca",      "auth-token-file"};
+    const absl::string_view in_words[] = {"memory-budget",
+                                          "max-call-bytes",
+                                          "memory-socket",
+                                          "memory-socket-uids",
+                                          "max-shared-bytes",
+                                          "max-shared-bytes-per-peer",
+                                          "compute-threads",
+                                          "tls-cert",
+                                          "tls-key",
+                                          "tls-client-ca",
+                                          "auth-token-file",
+                                          "unix-socket-uids",
+                                          "allow",
+                                          "reflection",
+                                          "max-bytes-per-caller",
+                                          "max-calls-per-caller",
+                                          "max-waiting-calls-per-caller",
+                                          "max-connections-per-peer",
+                                          "max-transport-bytes",
+                                          "max-connection-age"};
     if (std::count(std::begin(in_words), std::end(in_words), flag.name) > 0) continue;
     const absl::StatusOr<Options> defaults = Parse({});
     const absl::StatusOr<Options> stated =
@@ -371,6 +425,17 @@ TEST(Options, DefaultsThatHelpStatesAreThoseThatHold) {
     EXPECT_EQ(stated->insecure, defaults->insecure);
     EXPECT_EQ(stated->backend, defaults->backend);
     EXPECT_EQ(stated->max_message_bytes, defaults->max_message_bytes);
+    EXPECT_EQ(stated->open_health, defaults->open_health);
+    EXPECT_EQ(stated->max_calls, defaults->max_calls);
+    EXPECT_EQ(stated->max_waiting_calls, defaults->max_waiting_calls);
+    EXPECT_EQ(stated->max_connections, defaults->max_connections);
+    EXPECT_EQ(stated->max_streams_per_connection, defaults->max_streams_per_connection);
+    EXPECT_EQ(stated->max_resets, defaults->max_resets);
+    EXPECT_EQ(stated->max_metadata_bytes, defaults->max_metadata_bytes);
+    EXPECT_EQ(stated->handshake_timeout, defaults->handshake_timeout);
+    EXPECT_EQ(stated->connection_idle_timeout, defaults->connection_idle_timeout);
+    EXPECT_EQ(stated->keepalive_time, defaults->keepalive_time);
+    EXPECT_EQ(stated->keepalive_timeout, defaults->keepalive_timeout);
     EXPECT_EQ(stated->max_tensors, defaults->max_tensors);
     EXPECT_EQ(stated->max_dimensions, defaults->max_dimensions);
     EXPECT_EQ(stated->max_regions, defaults->max_regions);
