@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <csignal>
+#include <cstdint>
 #include <cstdlib>
 #include <iostream>
 #include <memory>
@@ -57,12 +58,18 @@ void SilenceLibraries() {
 #endif
 }
 
-// A connection takes one, and programs are started with a limit of 1024 for the sake of select().
-void AllowManyDescriptors() {
+// A connection and a region take a descriptor each, and programs are started with a limit of 1024
+// for the sake of select(). Says so where there are too few all the same.
+void AllowManyDescriptors(const Options& options, Log& log) {
   rlimit limit = {};
   if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
   limit.rlim_cur = limit.rlim_max;
   setrlimit(RLIMIT_NOFILE, &limit);
+  constexpr uint64_t kForTheRest = 64;
+  const uint64_t needed = options.max_connections + options.max_regions + kForTheRest;
+  if (limit.rlim_max >= needed) return;
+  log.Warning("fewer files may be open than connections and regions need (ulimit -Hn)",
+              {{"may", uint64_t{limit.rlim_max}}, {"needed", needed}});
 }
 
 // From here on a stop signal ends the process at once.
@@ -84,7 +91,6 @@ int main(int argc, char** argv) {
     std::cout << *options->print_and_exit;
     return 0;
   }
-  AllowManyDescriptors();
   gradclip::KeepHeap();
   // Debian builds Abseil, and so gRPC, to look for lock cycles at every lock.
   absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
@@ -94,6 +100,7 @@ int main(int argc, char** argv) {
 
   Log log(options->log_format, options->log_level);
   for (const std::string& warning : options->warnings) log.Warning(warning);
+  AllowManyDescriptors(*options, log);
   absl::StatusOr<std::unique_ptr<Server>> server = Server::Start(*options, log);
   if (!server.ok()) return Fail(server.status());
   for (const std::string& address : (*server)->addresses()) {

@@ -227,8 +227,8 @@ const std::vector<Flag>& AllFlags() {
        "Most calls in progress on one connection, 1 to 1000000; a client keeps back what is more.",
        "1024", false, CountBetween(&Options::max_streams_per_connection, 1, 1000000)},
       {"max-resets", "COUNT",
-       "Most calls in a second that one TCP connection may drop before they have sent a message;\n"
-       "then it is cut (HTTP/2 rapid reset).",
+       "Most calls in a second that one TCP connection may cancel; then it is cut (HTTP/2 rapid\n"
+       "reset). A proxy in front that shares connections among clients needs more.",
        "100", false, CountBetween(&Options::max_resets, 1, 1000000)},
       {"max-metadata-bytes", "BYTES", "Largest metadata of a call, 1KiB to 1MiB.", "16KiB", false,
        BytesBetween(&Options::max_metadata_bytes, uint64_t{1} << 10, uint64_t{1} << 20)},

@@ -75,7 +75,7 @@ struct Options {
   // Calls in progress on one connection, which HTTP/2 calls streams; > 0.
   uint64_t max_streams_per_connection = 1024;
 
-  // Calls that one connection may drop in a second before they have sent a message; > 0.
+  // Calls that one TCP connection may cancel in a second; > 0.
   uint64_t max_resets = 100;
 
   // Bytes of one call's metadata (HTTP/2 headers); 1 KiB .. 1 MiB.

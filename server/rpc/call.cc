@@ -151,7 +151,6 @@ bool Call::TakeRead(bool ok) {
 }
 
 bool Call::TakeMessage() {
-  received_ = true;
   ReceivedMessage message(incoming_);
   if (message.size() > environment_.max_message_bytes) {
     End(absl::ResourceExhaustedError(absl::StrFormat(
@@ -490,13 +489,13 @@ void Call::OnEnded() {
   }
   environment_.limit_hits.Count(record.status);
   environment_.log.Call(record);
-  if (!received_ && context_->IsCancelled()) NoteReset();
+  if (context_->IsCancelled()) NoteReset();
 }
 
 void Call::NoteReset() {
   if (!environment_.reset_guard.Note(peer_, std::chrono::steady_clock::now())) return;
   environment_.limit_hits.Count("max-resets");
-  environment_.log.Warning("connection cut: it drops calls as fast as it makes them",
+  environment_.log.Warning("connection cut: it cancels calls as fast as it makes them",
                            {{"peer", peer_}, {"limit", "--max-resets"}});
   environment_.cut(peer_);
 }

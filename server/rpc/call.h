@@ -114,7 +114,7 @@ class Call : public Watched, public std::enable_shared_from_this<Call> {
  private:
   // Whether the call may be made at all.
   absl::Status Enter();
-  // Ends connections that do little else than drop calls.
+  // Cuts a connection that cancels calls as fast as it makes them.
   void NoteReset();
 
   bool ShouldExpire(SteadyTime now) override;
@@ -160,7 +160,6 @@ class Call : public Watched, public std::enable_shared_from_this<Call> {
   grpc::ByteBuffer incoming_;
   MemoryBudget::Reservation declarations_;
   std::function<void()> once_admitted_;  // null: OnAdmitted()
-  bool received_ = false;                // a message
   bool ended_short_ = false;             // the requests ended before they were complete
 
   std::mutex mutex_;

@@ -1,5 +1,5 @@
-// Notices connections that drop calls as fast as they make them: rapid reset, CVE-2023-44487, which
-// costs the server far more than the client and which gRPC 1.51 does not see. Thread-safe.
+// Notices connections that cancel calls as fast as they make them: rapid reset, CVE-2023-44487,
+// which costs the server far more than the client and which gRPC 1.51 does not see. Thread-safe.
 #ifndef GRADCLIP_SERVER_RPC_RESET_GUARD_H_
 #define GRADCLIP_SERVER_RPC_RESET_GUARD_H_
 
@@ -16,8 +16,7 @@ class ResetGuard {
   // --max-resets
   explicit ResetGuard(uint64_t resets_per_second) : resets_per_second_(resets_per_second) {}
 
-  // A call from `peer` was dropped before it had sent a message. True, once: it is one too many for
-  // this second.
+  // A call from `peer` was cancelled. True, once: it is one too many for this second.
   bool Note(const std::string& peer, std::chrono::steady_clock::time_point now);
 
  private:

@@ -1,5 +1,5 @@
-// Connections that break without a word at every stage of a call, waits that are the server's own,
-// and health.
+// Connections that break without a word at every stage of a call, and waits that are the server's
+// own.
 #include <gmock/gmock.h>
 #include <grpcpp/create_channel_posix.h>
 #include <netinet/in.h>
@@ -150,79 +150,6 @@ TEST_F(Connection, KeepsNoGradientWhereNoneHasToWait) {
   EXPECT_EQ(refused.status.error_message(),
             "the gradient has 4 bytes; the server keeps at most 1 for one call (--max-call-bytes). "
             "With reply REPLY_COEFFICIENT it keeps none: the caller multiplies by the coefficient");
-}
-
-class Health : public ServerTest {
- protected:
-  // The status byte of HealthCheckResponse, or the call's error code, negative.
-  int Check(const std::string& service) {
-    grpc::GenericStub generic(channel_);
-    grpc::ClientContext context;
-    grpc::CompletionQueue queue;
-    const std::string request =
-        service.empty() ? "" : "\x0a" + std::string(1, static_cast<char>(service.size())) + service;
-    const grpc::Slice slice(request);
-    const auto call = generic.PrepareUnaryCall(&context, "/grpc.health.v1.Health/Check",
-                                               grpc::ByteBuffer(&slice, 1), &queue);
-    call->StartCall();
-    grpc::ByteBuffer response;
-    grpc::Status status;
-    call->Finish(&response, &status, &context);
-    void* tag = nullptr;
-    bool ok = false;
-    EXPECT_TRUE(queue.Next(&tag, &ok) && ok);
-    if (!status.ok()) return -status.error_code();
-    grpc::Slice bytes;
-    EXPECT_TRUE(response.DumpToSingleSlice(&bytes).ok());
-    return bytes.size() == 2 ? bytes.begin()[1] : 0;
-  }
-};
-
-TEST_F(Health, IsToldOfTheServiceAndTheWholeServer) {
-  Serve();
-  EXPECT_EQ(Check(""), 1);
-  EXPECT_EQ(Check("gradclip.v1.GradClip"), 1);
-  EXPECT_EQ(Check("gradclip.v1.Nothing"), -grpc::StatusCode::NOT_FOUND);
-}
-
-TEST_F(Health, TurnsNotServingForWatchersWhenTheServerDrains) {
-  Serve();
-  for (const std::string service : {"", "gradclip.v1.GradClip"}) {
-    Serve();
-    grpc::GenericStub generic(channel_);
-    grpc::ClientContext context;
-    grpc::CompletionQueue queue;
-    const auto done = [&queue] {
-      void* tag = nullptr;
-      bool ok = false;
-      return queue.Next(&tag, &ok) && ok;
-    };
-    const auto call = generic.PrepareCall(&context, "/grpc.health.v1.Health/Watch", &queue);
-    call->StartCall(&context);
-    ASSERT_TRUE(done());
-    const grpc::Slice request(
-        service.empty() ? ""
-                        : "\x0a" + std::string(1, static_cast<char>(service.size())) + service);
-    call->WriteLast(grpc::ByteBuffer(&request, 1), {}, &context);
-    ASSERT_TRUE(done());
-    const auto next = [&] {
-      grpc::ByteBuffer response;
-      call->Read(&response, &context);
-      grpc::Slice bytes;
-      if (!done() || !response.DumpToSingleSlice(&bytes).ok() || bytes.size() != 2) return 0;
-      return static_cast<int>(bytes.begin()[1]);
-    };
-    EXPECT_EQ(next(), 1);  // SERVING
-    // A watch has no end of its own, and yet does not hold up the drain.
-    std::thread drain([&] { server_->Drain(absl::Hours(1)); });
-    EXPECT_EQ(next(), 2);  // NOT_SERVING
-    drain.join();
-    EXPECT_EQ(next(), 0);
-    grpc::Status status;
-    call->Finish(&status, &context);
-    EXPECT_TRUE(done());
-    EXPECT_FALSE(status.ok());
-  }
 }
 
 }  // namespace

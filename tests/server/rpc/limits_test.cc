@@ -53,11 +53,11 @@ class LimitsTest : public ServerTest {
     while (server_->limit_hits().of(limit) == 0) std::this_thread::yield();
   }
 
-  // The client does what the server asks of it before it closes.
+  // The client does what the server asks of it before it closes, and notices.
   void AwaitNoConnection() {
-    while (server_->connections() > 0) {
-      channel_->WaitForStateChange(channel_->GetState(false),
-                                   std::chrono::system_clock::now() + std::chrono::milliseconds(5));
+    while (server_->connections() > 0 || channel_->GetState(false) == GRPC_CHANNEL_READY) {
+      channel_->WaitForStateChange(GRPC_CHANNEL_READY, std::chrono::system_clock::now() +
+                                                           std::chrono::milliseconds(5));
     }
   }
 

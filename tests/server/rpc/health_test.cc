@@ -1,0 +1,202 @@
+// gRPC's health and reflection services.
+#include "server/rpc/health.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "tests/server/rpc/generic_call.h"
+#include "tests/server/rpc/server_fixture.h"
+
+namespace gradclip {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr char kCheck[] = "/grpc.health.v1.Health/Check";
+constexpr char kWatch[] = "/grpc.health.v1.Health/Watch";
+
+// HealthCheckResponse, serialised.
+constexpr char kServing[] = "\x08\x01";
+constexpr char kNotServing[] = "\x08\x02";
+constexpr char kServiceUnknown[] = "\x08\x03";
+
+class Health : public ServerTest {
+ protected:
+  using Calls = std::vector<std::unique_ptr<GenericCall>>;
+
+  // HealthCheckRequest, serialised.
+  static std::string Request(const std::string& service) {
+    if (service.empty()) return "";
+    return "\x0a" + std::string(1, static_cast<char>(service.size())) + service;
+  }
+
+  std::unique_ptr<GenericCall> Start(const std::string& method) {
+    return std::make_unique<GenericCall>(channel_, method);
+  }
+
+  // What Check answers.
+  std::string Check(const std::string& service, grpc::Status* status) {
+    GenericCall call(channel_, kCheck);
+    call.WriteLast(Request(service));
+    const std::string response = call.Read().value_or("");
+    *status = call.Finish();
+    return response;
+  }
+  std::string Check(const std::string& service = "") {
+    grpc::Status status;
+    return Check(service, &status);
+  }
+};
+
+TEST_F(Health, IsToldOfTheServiceAndTheWholeServer) {
+  Serve();
+  EXPECT_EQ(Check(""), kServing);
+  EXPECT_EQ(Check("gradclip.v1.GradClip"), kServing);
+  grpc::Status status;
+  EXPECT_EQ(Check("gradclip.v1.Nothing", &status), "");
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::NOT_FOUND);
+}
+
+TEST_F(Health, TurnsNotServingForWatchersWhenTheServerDrains) {
+  for (const std::string service : {"", "gradclip.v1.GradClip"}) {
+    Serve();
+    GenericCall watch(channel_, kWatch);
+    ASSERT_TRUE(watch.WriteLast(Request(service)));
+    EXPECT_EQ(watch.Read(), kServing);
+    // A watch has no end of its own, and yet does not hold up the drain.
+    std::thread drain([&] { server_->Drain(absl::Hours(1)); });
+    EXPECT_EQ(watch.Read(), kNotServing);
+    drain.join();
+    EXPECT_EQ(watch.Read(), std::nullopt);
+    EXPECT_FALSE(watch.Finish().ok());
+  }
+}
+
+TEST_F(Health, OfAnUnknownServiceCanBeWatched) {
+  Serve();
+  GenericCall watch(channel_, kWatch);
+  ASSERT_TRUE(watch.WriteLast(Request("nothing")));
+  EXPECT_EQ(watch.Read(), kServiceUnknown);
+}
+
+TEST_F(Health, TakesNoRequestThatIsNone) {
+  Serve();
+  for (const std::string& request : {std::string("\xff\xff\xff"), std::string(10'000, '\1')}) {
+    GenericCall call(channel_, kCheck);
+    call.WriteLast(request);
+    EXPECT_EQ(call.Read(), std::nullopt);
+    EXPECT_EQ(call.Finish().error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  }
+}
+
+TEST_F(Health, ReceivesSoManyRequestsOfAHostAtOnce) {
+  Serve();
+  Calls calls;
+  for (uint64_t i = 0; i < HealthService::kMaxReceivingPerHost; ++i) {
+    calls.push_back(Start(kCheck));
+  }
+  // They have come once one more is refused.
+  grpc::Status status;
+  while (Check("", &status) == kServing) std::this_thread::yield();
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  // The main service goes on.
+  EXPECT_TRUE(Clip({ClipStart(1, 0)}).status.ok());
+
+  ASSERT_TRUE(calls.back()->WriteLast(""));
+  EXPECT_EQ(calls.back()->Read(), kServing);
+  EXPECT_TRUE(calls.back()->Finish().ok());
+  EXPECT_EQ(Check(), kServing);
+}
+
+TEST_F(Health, WaitsForARequestSoLong) {
+  options_.idle_timeout = absl::Milliseconds(50);
+  Serve();
+  for (const char* method : {kCheck, kWatch}) {
+    GenericCall call(channel_, method);
+    EXPECT_EQ(call.Read(), std::nullopt);
+    const grpc::Status status = call.Finish();
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+    EXPECT_THAT(status.error_message(), HasSubstr("--idle-timeout"));
+  }
+}
+
+TEST_F(Health, CanBeWatchedForLonger) {
+  options_.idle_timeout = absl::Milliseconds(50);
+  Serve();
+  GenericCall watch(channel_, kWatch);
+  ASSERT_TRUE(watch.WriteLast(""));
+  EXPECT_EQ(watch.Read(), kServing);
+  std::this_thread::sleep_for(std::chrono::milliseconds(200));
+  std::thread drain([&] { server_->Drain(absl::Hours(1)); });
+  EXPECT_EQ(watch.Read(), kNotServing);
+  drain.join();
+}
+
+TEST_F(Health, IsWatchedBySoManyOfAHost) {
+  Serve();
+  Calls watches;
+  const auto watch = [&] {
+    watches.push_back(Start(kWatch));
+    EXPECT_TRUE(watches.back()->WriteLast(""));
+    return watches.back()->Read();
+  };
+  for (uint64_t i = 0; i < HealthService::kMaxWatchingPerHost; ++i) ASSERT_EQ(watch(), kServing);
+  EXPECT_EQ(watch(), std::nullopt);
+  EXPECT_EQ(watches.back()->Finish().error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_EQ(Check(), kServing);
+
+  watches.erase(watches.begin());
+  while (watch() != kServing) watches.pop_back();
+}
+
+class ReflectionTest : public ServerTest {
+ protected:
+  static constexpr char kMethod[] =
+      "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo";
+  static constexpr char kListServices[] = "\x3a\x01*";
+};
+
+TEST_F(ReflectionTest, NamesTheServices) {
+  Serve();
+  GenericCall call(channel_, kMethod);
+  ASSERT_TRUE(call.WriteLast(kListServices));
+  const std::string services = call.Read().value_or("");
+  EXPECT_THAT(services, HasSubstr("gradclip.v1.GradClip"));
+  EXPECT_THAT(services, HasSubstr("grpc.health.v1.Health"));
+  EXPECT_TRUE(call.Finish().ok());
+}
+
+TEST_F(ReflectionTest, CanBeOff) {
+  options_.reflection = false;
+  Serve();
+  GenericCall call(channel_, kMethod);
+  call.WriteLast(kListServices);
+  EXPECT_EQ(call.Read(), std::nullopt);
+  EXPECT_EQ(call.Finish().error_code(), grpc::StatusCode::UNIMPLEMENTED);
+}
+
+// It keeps a thread for every stream.
+TEST_F(ReflectionTest, DoesNotStarveTheServer) {
+  Serve();
+  std::vector<std::unique_ptr<GenericCall>> calls;
+  for (int i = 0; i < 100; ++i) calls.push_back(std::make_unique<GenericCall>(channel_, kMethod));
+  EXPECT_TRUE(Clip({ClipStart(1, 0)}).status.ok());
+  size_t refused = 0;
+  for (const auto& call : calls) {
+    call->WriteLast(kListServices);
+    if (!call->Read().has_value()) {
+      EXPECT_EQ(call->Finish().error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+      ++refused;
+    }
+  }
+  EXPECT_GT(refused, 0U);
+  EXPECT_LT(refused, calls.size());
+}
+
+}  // namespace
+}  // namespace gradclip
