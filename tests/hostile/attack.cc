@@ -32,17 +32,17 @@ bool Attacker::HasTime() const {
   return absl::Now() < deadline_;
 }
 
+void Attacker::Poll() {
+  for (const auto& connection : connections_) {
+    // A connection that the server has closed has nothing more to say.
+    if (!connection->received().closed) connection->Poll().IgnoreError();
+  }
+}
+
 void Attacker::Settle() {
-  constexpr absl::Duration kQuiet = absl::Milliseconds(300);
-  const absl::Time latest = absl::Now() + absl::Seconds(3);
-  for (absl::Time quiet_since = absl::Now();
-       absl::Now() < latest && absl::Now() - quiet_since < kQuiet;) {
-    for (const auto& connection : connections_) {
-      const uint64_t before = connection->received().bytes;
-      // A connection that the server has closed has nothing more to say.
-      if (!connection->received().closed) connection->Poll().IgnoreError();
-      if (connection->received().bytes != before) quiet_since = absl::Now();
-    }
+  const absl::Time end = absl::Now() + absl::Milliseconds(300);
+  while (absl::Now() < end) {
+    Poll();
     absl::SleepFor(absl::Milliseconds(5));
   }
 }

@@ -31,7 +31,9 @@ class Attacker {
   // When the attack has to end.
   absl::Time deadline() const { return deadline_; }
   bool HasTime() const;
-  // Goes on reading until the server has been quiet for a while: it has done what it was sent.
+  // Reads what has come on all connections.
+  void Poll();
+  // Goes on reading until little has come for a while.
   void Settle();
 
   // A remark for the report.

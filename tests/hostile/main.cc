@@ -121,7 +121,8 @@ int main(int argc, char** argv) {
       ->needs(address);
   app.add_option("flags", arguments.flags, "After --: flags of the server that is started");
   app.footer(
-      "Each attack is bounded: about 10 s and 600 MB. Attack nothing that is not yours. Figures "
+      "Each attack is bounded: about 20 s, and 3 GB of the server's. Attack nothing that is not "
+      "yours. Figures "
       "are rough: they say which requests cost a server most, not how much to the digit.");
   CLI11_PARSE(app, argc, argv);
 

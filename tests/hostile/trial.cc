@@ -34,6 +34,17 @@ uint64_t Above(uint64_t value, uint64_t base) {
   return value > base ? value - base : 0;
 }
 
+// Until the server has done what it was sent, and does little more than answer the probe; or 10 s.
+void AwaitQuiet(Attacker& attacker, pid_t pid) {
+  const absl::Time latest = absl::Now() + absl::Seconds(10);
+  while (absl::Now() < latest) {
+    const absl::Time begin = absl::Now();
+    const absl::Duration used = ProcessorTime(pid);
+    attacker.Settle();
+    if (ProcessorTime(pid) - used < (absl::Now() - begin) / 10) return;
+  }
+}
+
 }  // namespace
 
 Figures RunTrial(const Attack& attack, const std::string& address, pid_t pid) {
@@ -50,7 +61,7 @@ Figures RunTrial(const Attack& attack, const std::string& address, pid_t pid) {
     const absl::Duration attacker_time = ProcessorTimeOfThisThread();
     const absl::Status ran = attack.run(attacker);
     figures.attacker_time = ProcessorTimeOfThisThread() - attacker_time;
-    attacker.Settle();
+    AwaitQuiet(attacker, pid);
     figures.wall = absl::Now() - begin;
     if (!ran.ok() && !absl::IsUnavailable(ran)) attacker.Note(std::string(ran.message()));
     figures.server_time = std::max(absl::ZeroDuration(), ProcessorTime(pid) - server_time);
@@ -65,6 +76,7 @@ Figures RunTrial(const Attack& attack, const std::string& address, pid_t pid) {
     if (ClipOnce(address, absl::Seconds(2)).ok()) figures.after = absl::Now() - left;
     absl::SleepFor(absl::Milliseconds(20));
   }
+  AwaitQuiet(attacker, pid);
   absl::SleepFor(absl::Seconds(1) - std::min(absl::Seconds(1), absl::Now() - left));
   figures.left_bytes = Above(ResidentBytes(pid), resident);
   figures.died = !IsRunning(pid);
