@@ -181,29 +181,37 @@ absl::Status WrongBalancerStats(Attacker& attacker) {
 
 // CVE-2023-32731 and CVE-2024-7246: a call is refused for its headers, and with them the entries
 // that they made are lost, so that the connection's next call means something else. `refused` is
-// what the first is refused for; the second is whole with the first's last entry.
+// what the second is refused for; the path of the third is the entry that the second made, or,
+// where that is lost, the one that the first made.
 absl::Status LostEntries(Attacker& attacker, std::string_view refused) {
   absl::StatusOr<Http2Connection*> connection = attacker.Begin();
   if (!connection.ok()) return connection.status();
   Http2Connection& peer = **connection;
-  const uint32_t bad = peer.NextStream();
-  const uint32_t good = peer.NextStream();
-  const std::string path = WithIndexing(":path", kGetServerInfo);
-  const auto without_path = [](std::string_view more) {
-    return NeverIndexed(":method", "POST") + NeverIndexed(":scheme", "http") +
-           NeverIndexed(":authority", "hostile") + std::string(more) +
-           NeverIndexed("te", "trailers") + NeverIndexed("content-type", "application/grpc");
+  const uint32_t first = peer.NextStream();
+  const uint32_t second = peer.NextStream();
+  const uint32_t third = peer.NextStream();
+  const auto frames = [](uint32_t stream, const std::string& path) {
+    const std::string block = NeverIndexed(":method", "POST") + NeverIndexed(":scheme", "http") +
+                              NeverIndexed(":authority", "hostile") + path +
+                              NeverIndexed("te", "trailers") +
+                              NeverIndexed("content-type", "application/grpc");
+    return HeaderFrames(stream, block) + Frame(FrameType::kData, kEndStream, stream, Message({}));
   };
   const absl::Status sent =
-      peer.Send(HeaderFrames(bad, RequestHeaders(kGetServerInfo, std::string(refused) + path)) +
-                    HeaderFrames(good, without_path(Indexed(kFirstDynamicIndex))) +
-                    Frame(FrameType::kData, kEndStream, good, Message({})),
+      peer.Send(frames(first, WithIndexing(":path", kHealthCheck)) +
+                    frames(second, std::string(refused) + WithIndexing(":path", kGetServerInfo)) +
+                    frames(third, Indexed(kFirstDynamicIndex)),
                 attacker.deadline());
   if (!sent.ok()) return sent;
   attacker.Settle();
-  attacker.Note(peer.ended(bad) ? "the first call is refused" : "the first call is let in");
-  attacker.Note(peer.data_bytes(good) > 0 ? "the next one is understood"
-                                          : "the next one is NOT understood");
+  const uint64_t health_bytes = peer.data_bytes(first);
+  if (health_bytes == 0) attacker.Note("the first call is lost");
+  attacker.Note(peer.data_bytes(second) > 0 ? "the second call is answered"
+                                            : "the second call is refused");
+  const uint64_t bytes = peer.data_bytes(third);
+  attacker.Note(bytes == 0              ? "the third call is lost"
+                : bytes == health_bytes ? "THE THIRD CALL IS TAKEN FOR ANOTHER"
+                                        : "the third call is answered");
   return absl::OkStatus();
 }
 

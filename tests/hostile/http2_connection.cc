@@ -82,8 +82,7 @@ Http2Connection::~Http2Connection() {
 }
 
 absl::Status Http2Connection::Begin(const std::vector<std::pair<uint16_t, uint32_t>>& settings) {
-  return Send(std::string(kPreface) + Settings(settings) + SettingsAck(),
-              absl::Now() + absl::Seconds(5));
+  return Send(std::string(kPreface) + Settings(settings), absl::Now() + absl::Seconds(5));
 }
 
 absl::Status Http2Connection::Wait(short events, absl::Time deadline, short* ready) const {
@@ -228,6 +227,7 @@ absl::Status Http2Connection::TakeFrame(uint8_t type, uint8_t flags, uint32_t st
           initial_window_ = ReadBigEndian(payload, at + 2, 4);
         }
       }
+      if ((flags & kAck) == 0) pending_ += SettingsAck();
       break;
     case FrameType::kPing:
       ++received_.pings;

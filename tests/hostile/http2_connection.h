@@ -1,6 +1,6 @@
 // One HTTP/2 connection whose client sends whatever it is told to. It speaks as much of the
 // protocol as an attacker needs: it reads what comes, counts it, knows the peer's windows, and
-// answers SETTINGS and PING where it is told to. Not thread-safe.
+// answers SETTINGS and PING with what it sends next. Not thread-safe.
 #ifndef GRADCLIP_TESTS_HOSTILE_HTTP2_CONNECTION_H_
 #define GRADCLIP_TESTS_HOSTILE_HTTP2_CONNECTION_H_
 
@@ -29,7 +29,7 @@ class Http2Connection {
   Http2Connection(const Http2Connection&) = delete;
   Http2Connection& operator=(const Http2Connection&) = delete;
 
-  // The preface with these settings, and the acknowledgement of the peer's.
+  // The preface with these settings. (The peer's are acknowledged as they are read.)
   absl::Status Begin(const std::vector<std::pair<uint16_t, uint32_t>>& settings = {});
 
   // Sends all of it, reading meanwhile. UNAVAILABLE where the peer has closed, DEADLINE_EXCEEDED
