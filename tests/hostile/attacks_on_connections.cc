@@ -18,7 +18,9 @@ absl::Status Silent(Attacker& attacker) {
 
 absl::Status SilentAfterPreface(Attacker& attacker) {
   for (int i = 0; i < 2000 && attacker.HasTime(); ++i) {
-    if (absl::Status begun = attacker.Begin().status(); !begun.ok()) return begun;
+    absl::StatusOr<Http2Connection*> connection = attacker.Connect();
+    if (!connection.ok()) return connection.status();
+    if (absl::Status sent = (*connection)->SendPreface(); !sent.ok()) return sent;
   }
   return absl::OkStatus();
 }
@@ -46,7 +48,8 @@ absl::Status ShortLived(Attacker& attacker) {
 // CVE-2023-4785: accept() fails while there are no descriptors. What counts is what comes after.
 absl::Status MoreThanDescriptors(Attacker& attacker) {
   for (int i = 0; i < 300 && attacker.HasTime(); ++i) {
-    if (absl::Status begun = attacker.Begin().status(); !begun.ok()) break;
+    absl::StatusOr<Http2Connection*> connection = attacker.Connect();
+    if (!connection.ok() || !(*connection)->SendPreface().ok()) break;
   }
   absl::SleepFor(absl::Seconds(2));
   return absl::OkStatus();

@@ -30,9 +30,8 @@ std::string HeaderFrames(uint32_t stream, std::string_view block) {
 }
 
 // Begins `calls` calls with this block, the first with that one.
-absl::Status BeginCalls(Attacker& attacker, int calls, std::string_view first,
-                        std::string_view again) {
-  absl::StatusOr<Http2Connection*> connection = attacker.Begin();
+absl::Status BeginCalls(Attacker& attacker, absl::StatusOr<Http2Connection*> connection, int calls,
+                        std::string_view first, std::string_view again) {
   if (!connection.ok()) return connection.status();
   int begun = 0;
   absl::Status sent;
@@ -43,7 +42,7 @@ absl::Status BeginCalls(Attacker& attacker, int calls, std::string_view first,
       ++begun;
     }
     sent = (*connection)->Send(frames, attacker.deadline());
-    if (sent.ok()) sent = (*connection)->Poll();
+    if (sent.ok() && (*connection)->reads()) sent = (*connection)->Poll();
   }
   attacker.Note(absl::StrCat(begun, " calls, ", (*connection)->received().resets, " reset"));
   return sent;
@@ -52,26 +51,26 @@ absl::Status BeginCalls(Attacker& attacker, int calls, std::string_view first,
 absl::Status LargestThatFit(Attacker& attacker) {
   const std::string block =
       RequestHeaders(kClipGradNorm, NeverIndexed("x-a", std::string(7500, 'v')));
-  return BeginCalls(attacker, 5'000, block, block);
+  return BeginCalls(attacker, attacker.Begin(), 5'000, block, block);
 }
 
 absl::Status TooLarge(Attacker& attacker) {
   const std::string block =
       RequestHeaders(kClipGradNorm, NeverIndexed("x-a", std::string(60'000, 'v')));
-  return BeginCalls(attacker, 2'000, block, block);
+  return BeginCalls(attacker, attacker.Begin(), 2'000, block, block);
 }
 
 absl::Status ManyFields(Attacker& attacker) {
   std::string fields;
   for (int i = 0; i < 150; ++i) fields += NeverIndexed("a", "");
   const std::string block = RequestHeaders(kClipGradNorm, fields);
-  return BeginCalls(attacker, 10'000, block, block);
+  return BeginCalls(attacker, attacker.Begin(), 10'000, block, block);
 }
 
 // Each call names the largest entry once, which is within the limit of a header list.
 absl::Status OneReference(Attacker& attacker) {
   const std::string entry = WithIndexing("x-a", LargestValue());
-  return BeginCalls(attacker, 50'000, RequestHeaders(kClipGradNorm, entry),
+  return BeginCalls(attacker, attacker.Begin(), 50'000, RequestHeaders(kClipGradNorm, entry),
                     RequestHeaders(kClipGradNorm, Indexed(kFirstDynamicIndex)));
 }
 
@@ -79,8 +78,32 @@ absl::Status OneReference(Attacker& attacker) {
 absl::Status ManyReferences(Attacker& attacker) {
   std::string references;
   for (int i = 0; i < 16'000; ++i) references += Indexed(kFirstDynamicIndex);
-  return BeginCalls(attacker, 500,
+  return BeginCalls(attacker, attacker.Begin(), 500,
                     RequestHeaders(kClipGradNorm, WithIndexing("x-a", LargestValue())),
+                    RequestHeaders(kClipGradNorm, references));
+}
+
+// A client that does not acknowledge the server's settings is not held to its limits.
+absl::StatusOr<Http2Connection*> BeginUnacknowledged(Attacker& attacker) {
+  absl::StatusOr<Http2Connection*> connection = attacker.Connect();
+  if (!connection.ok()) return connection;
+  if (absl::Status sent = (*connection)->SendPreface(); !sent.ok()) return sent;
+  (*connection)->set_reads(false);
+  return connection;
+}
+
+absl::Status TooLargeUnacknowledged(Attacker& attacker) {
+  std::string fields;
+  while (fields.size() < 200'000) fields += NeverIndexed("x-a", std::string(8000, 'v'));
+  const std::string block = RequestHeaders(kClipGradNorm, fields);
+  return BeginCalls(attacker, BeginUnacknowledged(attacker), 200, block, block);
+}
+
+absl::Status ManyReferencesUnacknowledged(Attacker& attacker) {
+  std::string references;
+  for (int i = 0; i < 60'000; ++i) references += Indexed(kFirstDynamicIndex);
+  return BeginCalls(attacker, BeginUnacknowledged(attacker), 40,
+                    RequestHeaders(kClipGradNorm, WithIndexing("a", "")),
                     RequestHeaders(kClipGradNorm, references));
 }
 
@@ -89,7 +112,7 @@ absl::Status Evictions(Attacker& attacker) {
   std::string fields;
   for (int i = 0; i < 60; ++i) fields += WithIndexing("a", "");
   const std::string block = RequestHeaders(kClipGradNorm, fields);
-  return BeginCalls(attacker, 20'000, block, block);
+  return BeginCalls(attacker, attacker.Begin(), 20'000, block, block);
 }
 
 // A header block without an end: HEADERS, then `again` in CONTINUATION frames, `bytes` in all.
@@ -236,6 +259,10 @@ const std::vector<Attack>& AttacksOnHeaders() {
       {"headers-many", "150 empty fields, calls left", ManyFields},
       {"hpack-one-reference", "an entry of 4 kB named once a call, calls left", OneReference},
       {"hpack-bomb", "the same named 16,000 times a call", ManyReferences},
+      {"headers-unheld", "header lists of 200 kB, the limit of which is not acknowledged",
+       TooLargeUnacknowledged},
+      {"hpack-bomb-unheld", "an entry of no bytes named 60,000 times a call, likewise",
+       ManyReferencesUnacknowledged},
       {"hpack-evictions", "60 new entries a call, calls left", Evictions},
       {"continuations-empty", "CONTINUATION without any", EmptyContinuations},
       {"continuations-fields", "a header list without an end", EndlessFields},

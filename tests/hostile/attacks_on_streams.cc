@@ -32,7 +32,10 @@ absl::Status Begin(Attacker& attacker, std::string_view path, int calls,
     sent = (*connection)->Send(frames, attacker.deadline());
     if (sent.ok()) sent = (*connection)->Poll();
   }
-  attacker.Note(absl::StrCat(begun, " calls"));
+  attacker.Settle();
+  const uint64_t resets = (*connection)->received().resets;
+  attacker.Note(
+      absl::StrCat(begun, " calls", resets > 0 ? absl::StrCat(", ", resets, " reset") : ""));
   return sent;
 }
 

@@ -20,6 +20,8 @@
 namespace gradclip::hostile {
 namespace {
 
+constexpr absl::Duration kHandshakeTimeout = absl::Seconds(5);
+
 uint32_t ReadBigEndian(std::string_view bytes, size_t at, size_t size) {
   uint32_t value = 0;
   for (size_t i = 0; i < size; ++i) value = value << 8 | static_cast<uint8_t>(bytes[at + i]);
@@ -81,8 +83,17 @@ Http2Connection::~Http2Connection() {
   close(socket_);
 }
 
+absl::Status Http2Connection::SendPreface(
+    const std::vector<std::pair<uint16_t, uint32_t>>& settings) {
+  return Send(std::string(kPreface) + Settings(settings), absl::Now() + kHandshakeTimeout);
+}
+
 absl::Status Http2Connection::Begin(const std::vector<std::pair<uint16_t, uint32_t>>& settings) {
-  return Send(std::string(kPreface) + Settings(settings), absl::Now() + absl::Seconds(5));
+  if (absl::Status sent = SendPreface(settings); !sent.ok()) return sent;
+  const absl::Time deadline = absl::Now() + kHandshakeTimeout;
+  const absl::Status come = ReadUntil([this] { return received_.settings > 0; }, deadline);
+  if (!come.ok()) return come;
+  return Send({}, deadline);
 }
 
 absl::Status Http2Connection::Wait(short events, absl::Time deadline, short* ready) const {
@@ -227,7 +238,10 @@ absl::Status Http2Connection::TakeFrame(uint8_t type, uint8_t flags, uint32_t st
           initial_window_ = ReadBigEndian(payload, at + 2, 4);
         }
       }
-      if ((flags & kAck) == 0) pending_ += SettingsAck();
+      if ((flags & kAck) == 0) {
+        ++received_.settings;
+        pending_ += SettingsAck();
+      }
       break;
     case FrameType::kPing:
       ++received_.pings;

@@ -29,7 +29,9 @@ class Http2Connection {
   Http2Connection(const Http2Connection&) = delete;
   Http2Connection& operator=(const Http2Connection&) = delete;
 
-  // The preface with these settings. (The peer's are acknowledged as they are read.)
+  // The preface with these settings.
+  absl::Status SendPreface(const std::vector<std::pair<uint16_t, uint32_t>>& settings = {});
+  // The same, and acknowledges the peer's settings, which only then are limits.
   absl::Status Begin(const std::vector<std::pair<uint16_t, uint32_t>>& settings = {});
 
   // Sends all of it, reading meanwhile. UNAVAILABLE where the peer has closed, DEADLINE_EXCEEDED
@@ -51,6 +53,7 @@ class Http2Connection {
 
   // Whether Send() and SendData() read what comes. (An attacker who does not read.)
   void set_reads(bool reads) { reads_ = reads; }
+  bool reads() const { return reads_; }
 
   struct Received {
     uint64_t bytes = 0;
@@ -58,6 +61,7 @@ class Http2Connection {
     uint64_t data_bytes = 0;
     uint64_t resets = 0;       // RST_STREAM
     uint64_t pings = 0;        // with and without ACK
+    uint64_t settings = 0;     // without ACK
     bool closed = false;       // by the peer, with or without GOAWAY
     int64_t goaway_code = -1;  // -1: none came
     std::string goaway_text;
