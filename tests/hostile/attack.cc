@@ -23,6 +23,14 @@ absl::StatusOr<Http2Connection*> Attacker::Begin(
   return connection;
 }
 
+absl::StatusOr<Http2Connection*> Attacker::BeginUnacknowledged() {
+  absl::StatusOr<Http2Connection*> connection = Connect();
+  if (!connection.ok()) return connection;
+  if (absl::Status sent = (*connection)->SendPreface(); !sent.ok()) return sent;
+  (*connection)->set_reads(false);
+  return connection;
+}
+
 void Attacker::CloseAll() {
   sent_before_ = sent_bytes();
   connections_.clear();

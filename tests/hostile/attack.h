@@ -26,6 +26,8 @@ class Attacker {
   absl::StatusOr<Http2Connection*> Connect();
   absl::StatusOr<Http2Connection*> Begin(
       const std::vector<std::pair<uint16_t, uint32_t>>& settings = {});
+  // One that does not acknowledge the server's settings: gRPC does not hold it to the limits there.
+  absl::StatusOr<Http2Connection*> BeginUnacknowledged();
   void CloseAll();
 
   // When the attack has to end.

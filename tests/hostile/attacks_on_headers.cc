@@ -83,26 +83,17 @@ absl::Status ManyReferences(Attacker& attacker) {
                     RequestHeaders(kClipGradNorm, references));
 }
 
-// A client that does not acknowledge the server's settings is not held to its limits.
-absl::StatusOr<Http2Connection*> BeginUnacknowledged(Attacker& attacker) {
-  absl::StatusOr<Http2Connection*> connection = attacker.Connect();
-  if (!connection.ok()) return connection;
-  if (absl::Status sent = (*connection)->SendPreface(); !sent.ok()) return sent;
-  (*connection)->set_reads(false);
-  return connection;
-}
-
 absl::Status TooLargeUnacknowledged(Attacker& attacker) {
   std::string fields;
   while (fields.size() < 200'000) fields += NeverIndexed("x-a", std::string(8000, 'v'));
   const std::string block = RequestHeaders(kClipGradNorm, fields);
-  return BeginCalls(attacker, BeginUnacknowledged(attacker), 200, block, block);
+  return BeginCalls(attacker, attacker.BeginUnacknowledged(), 200, block, block);
 }
 
 absl::Status ManyReferencesUnacknowledged(Attacker& attacker) {
   std::string references;
   for (int i = 0; i < 60'000; ++i) references += Indexed(kFirstDynamicIndex);
-  return BeginCalls(attacker, BeginUnacknowledged(attacker), 40,
+  return BeginCalls(attacker, attacker.BeginUnacknowledged(), 40,
                     RequestHeaders(kClipGradNorm, WithIndexing("a", "")),
                     RequestHeaders(kClipGradNorm, references));
 }

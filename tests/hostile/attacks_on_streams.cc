@@ -13,9 +13,9 @@ namespace {
 
 // Begins `calls` calls of `path` with as few bytes as can be, with more(stream) behind each one's
 // headers. A thousand go out at once.
-absl::Status Begin(Attacker& attacker, std::string_view path, int calls,
-                   absl::FunctionRef<std::string(uint32_t)> more) {
-  absl::StatusOr<Http2Connection*> connection = attacker.Begin();
+absl::Status BeginOn(Attacker& attacker, absl::StatusOr<Http2Connection*> connection,
+                     std::string_view path, int calls,
+                     absl::FunctionRef<std::string(uint32_t)> more) {
   if (!connection.ok()) return connection.status();
   const RepeatedHeaders headers = RepeatedRequest(path);
   constexpr int kAtOnce = 1000;
@@ -30,13 +30,18 @@ absl::Status Begin(Attacker& attacker, std::string_view path, int calls,
       frames += more(stream);
     }
     sent = (*connection)->Send(frames, attacker.deadline());
-    if (sent.ok()) sent = (*connection)->Poll();
+    if (sent.ok() && (*connection)->reads()) sent = (*connection)->Poll();
   }
   attacker.Settle();
   const uint64_t resets = (*connection)->received().resets;
   attacker.Note(
       absl::StrCat(begun, " calls", resets > 0 ? absl::StrCat(", ", resets, " reset") : ""));
   return sent;
+}
+
+absl::Status Begin(Attacker& attacker, std::string_view path, int calls,
+                   absl::FunctionRef<std::string(uint32_t)> more) {
+  return BeginOn(attacker, attacker.Begin(), path, calls, more);
 }
 
 std::string EmptyMessageAndEnd(uint32_t stream) {
@@ -81,6 +86,10 @@ absl::Status LeaveUnary(Attacker& attacker) {
   return Begin(attacker, kGetServerInfo, 50'000, Nothing);
 }
 
+absl::Status LeaveUnheld(Attacker& attacker) {
+  return BeginOn(attacker, attacker.BeginUnacknowledged(), kGetServerInfo, 50'000, Nothing);
+}
+
 absl::Status LeaveUnknown(Attacker& attacker) {
   return Begin(attacker, "/no.such.Service/Method", 50'000, Nothing);
 }
@@ -101,6 +110,7 @@ const std::vector<Attack>& AttacksOnStreams() {
       {"end-at-once", "ClipGradNorm half-closed without a message", EndAtOnce},
       {"left-streaming", "ClipGradNorm begun and left", LeaveStreaming},
       {"left-unary", "GetServerInfo begun and left", LeaveUnary},
+      {"left-unheld", "the same by a client that acknowledges no limit", LeaveUnheld},
       {"left-unknown", "calls of no known method, begun and left", LeaveUnknown},
       {"health-watch", "health's Watch, which has no end", WatchHealth},
   };
