@@ -62,15 +62,15 @@ absl::Status RunAgainstOurs(const Attack& attack, const Arguments& arguments,
       return absl::ErrnoToStatus(errno, "prlimit");
     }
   }
-  const gradclip::hostile::Figures figures = gradclip::hostile::RunTrial(
+  gradclip::hostile::Figures figures = gradclip::hostile::RunTrial(
       attack, arguments.over_unix_socket ? server->unix_socket : server->tcp, pid);
-  std::cout << gradclip::hostile::TableRow(attack, figures) << std::flush;
   std::error_code error;
   const uintmax_t log = std::filesystem::file_size(folder.path() + "/ours.log", error);
   if (!error && log > 1'000'000) {
-    std::cout << absl::StreamFormat("  (%s: the server logged %.1f MB)\n", attack.name,
-                                    static_cast<double>(log) / 1e6);
+    absl::StrAppendFormat(&figures.remarks, "%s%.1f MB logged", figures.remarks.empty() ? "" : "; ",
+                          static_cast<double>(log) / 1e6);
   }
+  std::cout << gradclip::hostile::TableRow(attack, figures) << std::flush;
   return absl::OkStatus();
 }
 

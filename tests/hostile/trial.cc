@@ -84,14 +84,10 @@ Figures RunTrial(const Attack& attack, const std::string& address, pid_t pid) {
 }
 
 std::string TableHead() {
-  return absl::StrCat(
-      absl::StrFormat("| %-22s | %9s | %11s | %10s | %7s | %9s | %7s | %9s | %9s | %8s | %s |\n",
-                      "attack", "sent", "attacker ms", "server ms", "CPU", "held", "held by",
-                      "held 1 s", "others", "after ms", "what happened"),
-      absl::StrFormat("| %-22s | %9s | %11s | %10s | %7s | %9s | %7s | %9s | %9s | %8s | %s |\n",
-                      "", "", "of CPU", "of CPU", "ratio", "at most", "sent", "later", "answered",
-                      "", ""),
-      "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|\n");
+  return absl::StrFormat("| %-22s | %8s | %8s | %8s | %5s | %9s | %5s | %9s | %-16s | %8s | %s |\n",
+                         "attack", "sent", "its ms", "our ms", "ratio", "held", "ratio", "left",
+                         "others answered", "after ms", "what happened") +
+         "|---|--:|--:|--:|--:|--:|--:|--:|---|--:|---|\n";
 }
 
 std::string TableRow(const Attack& attack, const Figures& figures) {
@@ -100,7 +96,7 @@ std::string TableRow(const Attack& attack, const Figures& figures) {
     absl::StrAppend(&others, ", ", MillisecondsText(figures.during.longest), " ms");
   }
   return absl::StrFormat(
-      "| %-22s | %9s | %11s | %10s | %7s | %9s | %7s | %9s | %9s | %8s | %s |\n", attack.name,
+      "| %-22s | %8s | %8s | %8s | %5s | %9s | %5s | %9s | %-16s | %8s | %s |\n", attack.name,
       BytesText(figures.sent_bytes), MillisecondsText(figures.attacker_time),
       MillisecondsText(figures.server_time),
       RatioText(absl::ToDoubleSeconds(figures.server_time),

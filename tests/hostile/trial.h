@@ -31,7 +31,10 @@ struct Figures {
 // at most.
 Figures RunTrial(const Attack& attack, const std::string& address, pid_t pid);
 
-// Rows of a Markdown table.
+// Rows of a Markdown table: bytes sent; milliseconds of processors that the attack and the server
+// used, and their ratio; the most that the server held above what it had held before, its ratio to
+// what was sent, and what of it was left a second after; how many of the other callers' calls were
+// answered and the slowest; when one was answered after the attack.
 std::string TableHead();
 std::string TableRow(const Attack& attack, const Figures& figures);
 
