@@ -8,10 +8,11 @@ namespace gradclip::hostile {
 namespace {
 
 TEST(Hostile, MeasuresAttacksThatTheServerSurvives) {
-  FILE* pipe = popen(GRADCLIP_BIN_DIR
-                     "/gradclip-hostile --attack nothing pings bad-base64 abort-te abort-scheme "
-                     "abort-balancer lost-too-large lost-wrong-value",
-                     "r");
+  FILE* pipe =
+      popen(GRADCLIP_BIN_DIR
+            "/gradclip-hostile --attack nothing bad-base64 abort-te abort-scheme abort-balancer "
+            "lost-too-large lost-wrong-value",
+            "r");
   ASSERT_NE(pipe, nullptr);
   std::string output;
   char buffer[4096];
@@ -19,8 +20,8 @@ TEST(Hostile, MeasuresAttacksThatTheServerSurvives) {
     output.append(buffer, size);
   }
   ASSERT_EQ(pclose(pipe), 0);
-  for (const char* attack : {"nothing", "pings", "bad-base64", "abort-te", "abort-scheme",
-                             "abort-balancer", "lost-too-large", "lost-wrong-value"}) {
+  for (const char* attack : {"nothing", "bad-base64", "abort-te", "abort-scheme", "abort-balancer",
+                             "lost-too-large", "lost-wrong-value"}) {
     EXPECT_NE(output.find(std::string("| ") + attack), std::string::npos) << output;
   }
   for (const char* bad : {"DIED", "never", "TAKEN FOR ANOTHER"}) {

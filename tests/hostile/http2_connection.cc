@@ -105,7 +105,7 @@ absl::Status Http2Connection::Wait(short events, absl::Time deadline, short* rea
   *ready = descriptor.revents;
   if (count < 0 && errno != EINTR) return absl::ErrnoToStatus(errno, "poll");
   if (count == 0 && left == absl::ZeroDuration()) {
-    return absl::DeadlineExceededError("the peer takes or sends nothing");
+    return absl::DeadlineExceededError("time was up");
   }
   return absl::OkStatus();
 }
