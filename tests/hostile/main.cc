@@ -119,7 +119,10 @@ int main(int argc, char** argv) {
                  "The process to measure of the server at --address")
       ->option_text("PID")
       ->needs(address);
-  app.add_option("flags", arguments.flags, "After --: flags of the server that is started");
+  app.add_option("--server-flag", arguments.flags,
+                 "A flag for the server that is started; may be repeated: "
+                 "--server-flag=--idle-timeout=1s")
+      ->option_text("FLAG");
   app.footer(
       "Each attack is bounded: about 20 s, and 3 GB of the server's. Attack nothing that is not "
       "yours. Figures "
