@@ -1,6 +1,7 @@
 // gradclip-server: reads its options, serves, and drains on SIGTERM or SIGINT.
 #include <grpc/grpc.h>
 #include <pthread.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <csignal>
@@ -17,14 +18,13 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
-#include "absl/strings/strip.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "server/memory/heap.h"
+#include "server/net/unix_socket.h"
 #include "server/observe/log.h"
 #include "server/options/options.h"
 #include "server/rpc/server.h"
-#include "server/shm/unix_socket.h"
 
 namespace {
 
@@ -57,19 +57,12 @@ void SilenceLibraries() {
 #endif
 }
 
-// gRPC replaces any unix socket that it finds, be it another server's.
-absl::Status CheckUnixSocketsAreFree(const Options& options) {
-  for (const std::string& listen : options.listen) {
-    absl::string_view path = listen;
-    if (!absl::ConsumePrefix(&path, "unix:")) continue;
-    absl::ConsumePrefix(&path, "//");
-    if (gradclip::LookAtSocket(std::string(path)) == gradclip::SocketFile::kAnswered) {
-      return absl::UnavailableError(
-          absl::StrCat("cannot listen on ", listen,
-                       ": another process does; stop it, or choose another with --listen"));
-    }
-  }
-  return absl::OkStatus();
+// A connection takes one, and programs are started with a limit of 1024 for the sake of select().
+void AllowManyDescriptors() {
+  rlimit limit = {};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &limit);
 }
 
 // From here on a stop signal ends the process at once.
@@ -91,7 +84,7 @@ int main(int argc, char** argv) {
     std::cout << *options->print_and_exit;
     return 0;
   }
-  if (const absl::Status free = CheckUnixSocketsAreFree(*options); !free.ok()) return Fail(free);
+  AllowManyDescriptors();
   gradclip::KeepHeap();
   // Debian builds Abseil, and so gRPC, to look for lock cycles at every lock.
   absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);

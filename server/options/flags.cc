@@ -103,13 +103,15 @@ absl::Status SetMemorySocket(absl::string_view text, Options& options) {
   return absl::OkStatus();
 }
 
-absl::Status AddMemorySocketUid(absl::string_view text, Options& options) {
-  uint32_t uid;
-  if (!absl::SimpleAtoi(text, &uid) || uid == std::numeric_limits<uint32_t>::max()) {
-    return absl::InvalidArgumentError("a user's number, as id -u prints it");
-  }
-  options.memory_socket_uids.push_back(uid);
-  return absl::OkStatus();
+Setter AddUid(std::vector<uid_t> Options::*field) {
+  return [=](absl::string_view text, Options& options) {
+    uint32_t uid;
+    if (!absl::SimpleAtoi(text, &uid) || uid == std::numeric_limits<uint32_t>::max()) {
+      return absl::InvalidArgumentError("a user's number, as id -u prints it");
+    }
+    (options.*field).push_back(uid);
+    return absl::OkStatus();
+  };
 }
 
 bool IsPort(absl::string_view text) {
@@ -166,6 +168,25 @@ const std::vector<Flag>& AllFlags() {
        "Changes\n"
        "are taken over. A client certificate, under --tls-client-ca, takes a token's place.",
        "none: whoever can connect may call", false, File(&Options::auth_token_file)},
+      {"unix-socket-uids", "UID",
+       "Users who may call over the unix sockets of --listen, by number, and need no token there.\n"
+       "May be given several times.",
+       "whoever the socket's file and folder let connect", true,
+       AddUid(&Options::unix_socket_uids)},
+      {"allow", "FILE",
+       "What each caller may do: lines of a token's name, a certificate's name, uid:NUMBER or *,\n"
+       "then jobs=PREFIX,..., shared-memory=no or max-gradient-bytes=BYTES. Who has no line may "
+       "do\n"
+       "nothing. Changes are taken over.",
+       "none: every caller may do everything", false, File(&Options::allow)},
+      {"open-health", "",
+       "Whether the health service answers callers without a token or certificate; it tells "
+       "whether\n"
+       "the server serves, and nothing else.",
+       "true", false, Switch(&Options::open_health)},
+      {"reflection", "",
+       "Whether the reflection service tells tools such as grpcurl what can be called.",
+       "true, or false with --tls-cert", false, Switch(&Options::reflection)},
       {"insecure", "",
        "Allow --listen beyond this machine without TLS: gradients and tokens can then be read, "
        "and\n"
@@ -182,6 +203,40 @@ const std::vector<Flag>& AllFlags() {
        BytesBetween(&Options::memory_budget, 1, kNoMaximum)},
       {"max-call-bytes", "BYTES", "The same for one call; one that needs more is refused at once.",
        "the memory budget", false, BytesBetween(&Options::max_call_bytes, 1, kNoMaximum)},
+      {"max-bytes-per-caller", "BYTES",
+       "The same for all calls of one caller: a token's or certificate's name, a user of a unix\n"
+       "socket, or else a host. One at this limit waits, and others are served.",
+       "the memory budget, or half of it with --auth-token-file or --tls-client-ca", false,
+       BytesBetween(&Options::max_bytes_per_caller, 1, kNoMaximum)},
+      {"max-calls", "COUNT", "Most calls in progress, 1 to 1000000.", "4096", false,
+       CountBetween(&Options::max_calls, 1, 1000000)},
+      {"max-calls-per-caller", "COUNT", "The same for one caller.", "half of --max-calls", false,
+       CountBetween(&Options::max_calls_per_caller, 1, 1000000)},
+      {"max-waiting-calls", "COUNT", "Most calls that wait for memory, 1 to 1000000.", "1024",
+       false, CountBetween(&Options::max_waiting_calls, 1, 1000000)},
+      {"max-waiting-calls-per-caller", "COUNT", "The same for one caller.",
+       "half of --max-waiting-calls", false,
+       CountBetween(&Options::max_waiting_calls_per_caller, 1, 1000000)},
+      {"max-connections", "COUNT", "Most open connections, 1 to 1000000.", "1024", false,
+       CountBetween(&Options::max_connections, 1, 1000000)},
+      {"max-connections-per-peer", "COUNT",
+       "The same for one host (an IPv4 address, an IPv6 /64) or one user of a unix socket.",
+       "a quarter of --max-connections", false,
+       CountBetween(&Options::max_connections_per_peer, 1, 1000000)},
+      {"max-streams-per-connection", "COUNT",
+       "Most calls in progress on one connection, 1 to 1000000; a client keeps back what is more.",
+       "1024", false, CountBetween(&Options::max_streams_per_connection, 1, 1000000)},
+      {"max-resets", "COUNT",
+       "Most calls in a second that one TCP connection may drop before they have sent a message;\n"
+       "then it is cut (HTTP/2 rapid reset).",
+       "100", false, CountBetween(&Options::max_resets, 1, 1000000)},
+      {"max-metadata-bytes", "BYTES", "Largest metadata of a call, 1KiB to 1MiB.", "16KiB", false,
+       BytesBetween(&Options::max_metadata_bytes, uint64_t{1} << 10, uint64_t{1} << 20)},
+      {"max-transport-bytes", "BYTES",
+       "What gRPC may hold of what is received and sent, at least 16MiB. Over it, connections are\n"
+       "slowed down and then cut.",
+       "an eighth of the memory budget, at least 256MiB", false,
+       BytesBetween(&Options::max_transport_bytes, uint64_t{16} << 20, kNoMaximum)},
       {"max-message-bytes", "BYTES",
        "Largest message to receive, 64KiB to 1GiB. A call may have a few of them in memory.",
        "8MiB", false,
@@ -196,7 +251,7 @@ const std::vector<Flag>& AllFlags() {
        "none: no shared memory", false, SetMemorySocket},
       {"memory-socket-uids", "UID",
        "Users who may register memory, by number. May be given several times.",
-       "the user that the server runs as", true, AddMemorySocketUid},
+       "the user that the server runs as", true, AddUid(&Options::memory_socket_uids)},
       {"max-regions", "COUNT", "Most regions of registered memory, 1 to 4096.", "1024", false,
        CountBetween(&Options::max_regions, 1, 4096)},
       {"max-regions-per-peer", "COUNT", "The same for one user, 1 to 4096.", "256", false,
@@ -220,6 +275,25 @@ const std::vector<Flag>& AllFlags() {
        "How long a client may neither send nor read before its call is ended. What counts is a\n"
        "whole message: a slow network wants small ones, or a longer time.",
        "60s", false, DurationFrom(&Options::idle_timeout, absl::Milliseconds(1))},
+      {"handshake-timeout", "DURATION",
+       "How long a new connection may take until it is ready for calls.", "10s", false,
+       DurationFrom(&Options::handshake_timeout, absl::Milliseconds(1))},
+      {"connection-idle-timeout", "DURATION",
+       "How long a connection may be without a call before it is closed; 0 for ever.", "10m", false,
+       DurationFrom(&Options::connection_idle_timeout, absl::ZeroDuration())},
+      {"max-connection-age", "DURATION",
+       "How long a connection may live before it is closed, once its calls have ended; 0 for "
+       "ever.\n"
+       "Who was connected before a certificate was withdrawn is let in no longer than this.",
+       "0, or 1h with --tls-client-ca", false,
+       DurationFrom(&Options::max_connection_age, absl::ZeroDuration())},
+      {"keepalive-time", "DURATION",
+       "How long a peer with a call in progress may be silent before it is asked whether it is "
+       "there.",
+       "1m", false, DurationFrom(&Options::keepalive_time, absl::Milliseconds(1))},
+      {"keepalive-timeout", "DURATION",
+       "How long it may take to answer before its connection is cut.", "20s", false,
+       DurationFrom(&Options::keepalive_timeout, absl::Milliseconds(1))},
       {"drain-timeout", "DURATION",
        "How long running calls may take to end after SIGTERM or SIGINT, and their callers to take\n"
        "the replies; 0 for no time at all.",

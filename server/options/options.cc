@@ -191,6 +191,37 @@ absl::Status CheckTls(const Options& options, const GivenByFlag& given) {
   return absl::OkStatus();
 }
 
+// Fills in and checks the limits of one caller, or peer, of those of all.
+absl::Status CheckPerCaller(Options& options, const GivenByFlag& given) {
+  const bool told_apart = !options.auth_token_file.empty() || !options.tls_client_ca.empty();
+  struct Limit {
+    uint64_t Options::*one;
+    absl::string_view flag;
+    uint64_t Options::*all;
+    absl::string_view flag_of_all;
+    uint64_t share;  // the default: all, divided by this
+  };
+  const Limit limits[] = {
+      {&Options::max_bytes_per_caller, "max-bytes-per-caller", &Options::memory_budget,
+       "memory-budget", uint64_t{told_apart ? 2U : 1U}},
+      {&Options::max_calls_per_caller, "max-calls-per-caller", &Options::max_calls, "max-calls", 2},
+      {&Options::max_waiting_calls_per_caller, "max-waiting-calls-per-caller",
+       &Options::max_waiting_calls, "max-waiting-calls", 2},
+      {&Options::max_connections_per_peer, "max-connections-per-peer", &Options::max_connections,
+       "max-connections", 4}};
+  for (const Limit& limit : limits) {
+    const auto found = given.find(limit.flag);
+    if (found == given.end()) {
+      options.*limit.one = std::max<uint64_t>(1, options.*limit.all / limit.share);
+    } else if (options.*limit.one > options.*limit.all) {
+      return Refused(found->second, found->second.values.front(),
+                     absl::StrCat("at most the limit of all, ", options.*limit.all, " (--",
+                                  limit.flag_of_all, ")"));
+    }
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 std::string_view ServerVersion() {
@@ -237,6 +268,7 @@ absl::StatusOr<Options> ParseOptions(int argc, const char* const* argv,
                                 " (--memory-budget)"));
   }
   if (absl::Status tls = CheckTls(options, given); !tls.ok()) return tls;
+  if (absl::Status limits = CheckPerCaller(options, given); !limits.ok()) return limits;
   const bool beyond =
       std::any_of(options.listen.begin(), options.listen.end(), IsBeyondThisMachine);
   if (beyond && options.tls_cert.empty() && !options.auth_token_file.empty()) {
@@ -244,6 +276,13 @@ absl::StatusOr<Options> ParseOptions(int argc, const char* const* argv,
         "tokens (--auth-token-file) will cross the network unencrypted, for whoever listens there "
         "to "
         "use: there is no TLS (--tls-cert and --tls-key)");
+  }
+  if (!given.contains("reflection")) options.reflection = options.tls_cert.empty();
+  if (!given.contains("max-connection-age") && !options.tls_client_ca.empty()) {
+    options.max_connection_age = absl::Hours(1);
+  }
+  if (options.max_transport_bytes == 0) {
+    options.max_transport_bytes = std::max(uint64_t{256} << 20, options.memory_budget / 8);
   }
   if (options.max_shared_bytes == 0) options.max_shared_bytes = options.memory_budget;
   if (options.max_shared_bytes_per_peer == 0) {

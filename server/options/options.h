@@ -33,6 +33,18 @@ struct Options {
   // File of the tokens with which clients may call; empty: no token is needed.
   std::string auth_token_file;
 
+  // Users that may call over unix sockets; empty: all that can connect.
+  std::vector<uid_t> unix_socket_uids;
+
+  // File of what each caller may do; empty: everything.
+  std::string allow;
+
+  // Whether the health service answers callers without a token or certificate.
+  bool open_health = true;
+
+  // Whether the reflection service is there. Default: where there is no TLS.
+  bool reflection = true;
+
   // Whether to listen beyond this machine without TLS.
   bool insecure = false;
 
@@ -44,6 +56,34 @@ struct Options {
 
   // Bytes that one call may keep; 1 .. memory_budget. Default: memory_budget.
   uint64_t max_call_bytes = 0;
+
+  // Bytes that one caller's calls together may keep; 1 .. memory_budget. Default: memory_budget, or
+  // half of it where callers have tokens or certificates.
+  uint64_t max_bytes_per_caller = 0;
+
+  // Calls in progress, and those of them that wait for memory; > 0. Default for one caller: half.
+  uint64_t max_calls = 4096;
+  uint64_t max_calls_per_caller = 0;
+  uint64_t max_waiting_calls = 1024;
+  uint64_t max_waiting_calls_per_caller = 0;
+
+  // Open connections, in all and of one host or user of a unix socket; > 0. Default of the latter:
+  // a quarter.
+  uint64_t max_connections = 1024;
+  uint64_t max_connections_per_peer = 0;
+
+  // Calls in progress on one connection, which HTTP/2 calls streams; > 0.
+  uint64_t max_streams_per_connection = 1024;
+
+  // Calls that one connection may drop in a second before they have sent a message; > 0.
+  uint64_t max_resets = 100;
+
+  // Bytes of one call's metadata (HTTP/2 headers); 1 KiB .. 1 MiB.
+  uint64_t max_metadata_bytes = uint64_t{16} << 10;
+
+  // Bytes that gRPC may hold of what connections receive and send; >= 16 MiB. Default: an eighth of
+  // memory_budget, at least 256 MiB.
+  uint64_t max_transport_bytes = 0;
 
   // Bytes of one received message; 64 KiB .. 1 GiB.
   uint64_t max_message_bytes = uint64_t{8} << 20;
@@ -81,6 +121,19 @@ struct Options {
 
   // How long a client may keep a call waiting for its next read or write; > 0.
   absl::Duration idle_timeout = absl::Seconds(60);
+
+  // How long a new connection may take to be ready for calls; > 0.
+  absl::Duration handshake_timeout = absl::Seconds(10);
+
+  // How long a connection may be without a call, and how long it may live before it is closed once
+  // its calls have ended; 0: for ever. Default of the latter: 0, or an hour with tls_client_ca.
+  absl::Duration connection_idle_timeout = absl::Minutes(10);
+  absl::Duration max_connection_age = absl::ZeroDuration();
+
+  // With calls in progress, how long a peer may be silent before it is asked whether it is there,
+  // and how long it may take to answer; > 0.
+  absl::Duration keepalive_time = absl::Minutes(1);
+  absl::Duration keepalive_timeout = absl::Seconds(20);
 
   // How long running calls may take to end after a signal to stop; 0: no time at all.
   absl::Duration drain_timeout = absl::Seconds(30);

@@ -7,7 +7,6 @@
 #include <optional>
 
 #include "absl/strings/str_format.h"
-#include "server/rpc/caller.h"
 
 namespace gradclip {
 namespace {
@@ -21,6 +20,21 @@ constexpr uint64_t kLeastForPool = uint64_t{2} << 20;
 
 // What callers are advised to send.
 constexpr uint64_t kUsualMessageBytes = uint64_t{1} << 20;
+
+absl::Status QueueIsFull(MemoryBudget::QueueFull full, const BudgetLimits& limits) {
+  constexpr absl::string_view kAdvice =
+      "Try later, or use reply REPLY_COEFFICIENT, which needs none";
+  if (full == MemoryBudget::QueueFull::kMaxWaiting) {
+    return absl::ResourceExhaustedError(
+        absl::StrFormat("no memory is free, and %d calls wait for some, of at most %d "
+                        "(--max-waiting-calls). %s",
+                        limits.max_waiting, limits.max_waiting, kAdvice));
+  }
+  return absl::ResourceExhaustedError(
+      absl::StrFormat("no memory is free for this caller, and %d of its calls wait for some, of at "
+                      "most %d (--max-waiting-calls-per-caller). %s",
+                      limits.max_waiting_per_caller, limits.max_waiting_per_caller, kAdvice));
+}
 
 }  // namespace
 
@@ -54,10 +68,34 @@ Call::Call(Environment& environment, grpc::CallbackServerContext* context, std::
 
 void Call::Begin() {
   if (!environment_.watchdog.Add(shared_from_this())) return End(Draining());
-  absl::StatusOr<std::string> caller = CallerOf(*context_, environment_.callers);
-  if (!caller.ok()) return End(caller.status());
-  caller_ = *std::move(caller);
+  if (absl::Status may = Enter(); !may.ok()) return End(std::move(may));
   Read();
+}
+
+absl::Status Call::Enter() {
+  absl::StatusOr<Caller> caller = CallerOf(*context_, environment_);
+  if (!caller.ok()) return caller.status();
+  caller_ = *std::move(caller);
+  if (environment_.permissions != nullptr) {
+    absl::StatusOr<std::shared_ptr<const Permission>> permission =
+        environment_.permissions->Of(caller_.identity);
+    if (!permission.ok()) return permission.status();
+    permission_ = *std::move(permission);
+  }
+  absl::StatusOr<CallLimits::Place> place = environment_.call_limits.Enter(caller_.account);
+  if (!place.ok()) return place.status();
+  place_ = *std::move(place);
+  return absl::OkStatus();
+}
+
+absl::Status Call::MayUseJob(const std::string& job) const {
+  return permission_ == nullptr ? absl::OkStatus() : CheckJob(*permission_, caller_.identity, job);
+}
+
+absl::Status Call::MaySendGradient() const {
+  return permission_ == nullptr
+             ? absl::OkStatus()
+             : CheckGradientBytes(*permission_, caller_.identity, session_.spec().gradient_bytes);
 }
 
 void Call::Read() {
@@ -113,6 +151,7 @@ bool Call::TakeRead(bool ok) {
 }
 
 bool Call::TakeMessage() {
+  received_ = true;
   ReceivedMessage message(incoming_);
   if (message.size() > environment_.max_message_bytes) {
     End(absl::ResourceExhaustedError(absl::StrFormat(
@@ -146,7 +185,7 @@ bool Call::TakeMessage() {
     return false;
   }
   MemoryBudget::Reservation declarations;
-  if (!declared.TryReserve(*bytes, &declarations)) {
+  if (!declared.TryReserve(caller_.account, *bytes, &declarations)) {
     End(absl::UnavailableError(absl::StrFormat(
         "the declarations of the calls in progress hold %d of the %d bytes set aside for them, and "
         "this one may need %d; try again, or declare fewer tensors (--memory-budget)",
@@ -198,6 +237,11 @@ void Call::AdmitBefore(std::function<void()> then) {
 }
 
 void Call::TakeShared(const v1::SharedRanges& ranges) {
+  if (permission_ != nullptr) {
+    if (absl::Status may = CheckSharedMemory(*permission_, caller_.identity); !may.ok()) {
+      return End(std::move(may));
+    }
+  }
   if (absl::Status taken = session_.Shared(ranges); !taken.ok()) return End(std::move(taken));
   RunWork(&Call::Read);
 }
@@ -223,26 +267,36 @@ void Call::FinishWork(void (Call::*then)()) {
 
 void Call::Admit() {
   MemoryBudget& budget = environment_.memory->gradients;
-  const uint64_t bytes =
-      std::min(ArenaBuffer::Footprint(session_.bytes_to_keep()), budget.total_bytes());
+  const uint64_t most = budget.limits().max_bytes_per_caller;
+  if (session_.bytes_to_keep() > most) {
+    return End(absl::ResourceExhaustedError(absl::StrFormat(
+        "the gradient has %d bytes; the server keeps at most %d for one caller "
+        "(--max-bytes-per-caller). With reply REPLY_COEFFICIENT it keeps none: the caller "
+        "multiplies by the coefficient",
+        session_.bytes_to_keep(), most)));
+  }
+  const uint64_t bytes = std::min(ArenaBuffer::Footprint(session_.bytes_to_keep()), most);
   if (bytes == 0) return OnAdmitted();
   MemoryBudget::Reservation free;
-  if (budget.TryReserve(bytes, &free)) return Keep(std::move(free));
+  if (budget.TryReserve(caller_.account, bytes, &free)) return Keep(std::move(free));
   BeforeWaiting(Waiting::kForMemory);
   // The grant comes where another call's memory is freed: perhaps amid gRPC, which lets go of a
   // reply's bytes under locks of its own. Hence the watchdog's thread. The call may go on, and end,
   // before Reserve() returns or long after: both hold on to it.
   const std::shared_ptr<Call> self = shared_from_this();
-  std::shared_ptr<MemoryBudget::Waiter> waiter =
-      budget.Reserve(bytes, [self](MemoryBudget::Reservation granted) {
+  MemoryBudget::Admission admission =
+      budget.Reserve(caller_.account, bytes, [self](MemoryBudget::Reservation granted) {
         const auto held = std::make_shared<MemoryBudget::Reservation>(std::move(granted));
         self->environment_.watchdog.Post([self, held] { self->OnGranted(std::move(*held)); });
       });
+  if (admission.refused.has_value()) {
+    return End(AfterWaiting() ? QueueIsFull(*admission.refused, budget.limits()) : CallerLeft());
+  }
   bool leave = false;
   {
     const std::lock_guard lock(mutex_);
     if (waiting_ == Waiting::kForMemory) {
-      waiter_ = std::move(waiter);
+      waiter_ = std::move(admission.waiter);
       leave = cancelled_ || !expired_.ok();
     }
   }
@@ -318,6 +372,17 @@ absl::Status Call::ExpiryReason() const {
   switch (waiting_) {
     case Waiting::kForMemory: {
       const MemoryBudget& budget = environment_.memory->gradients;
+      const uint64_t most = budget.limits().max_bytes_per_caller;
+      const uint64_t own = budget.used_bytes(caller_.account);
+      const uint64_t bytes = std::min(ArenaBuffer::Footprint(session_.bytes_to_keep()), most);
+      if (most < budget.total_bytes() && bytes > most - own) {
+        return absl::ResourceExhaustedError(absl::StrFormat(
+            "waited %s (--admission-timeout) for %d bytes of memory; other calls of this caller "
+            "hold %d of the %d that one caller may have (--max-bytes-per-caller). Try later, or "
+            "use reply REPLY_COEFFICIENT, which needs none",
+            absl::FormatDuration(environment_.admission_timeout), session_.bytes_to_keep(), own,
+            most));
+      }
       return absl::ResourceExhaustedError(absl::StrFormat(
           "waited %s (--admission-timeout) for %d bytes of memory; other calls hold %d of the %d "
           "there are (--memory-budget). Try later, or use reply REPLY_COEFFICIENT, which needs "
@@ -408,7 +473,7 @@ void Call::OnEnded() {
   }
   record.call_id = id_;
   record.peer = peer_;
-  record.caller = caller_;
+  record.caller = caller_.identity;
   record.rpc = rpc_;
   record.bytes_in = session_.received_bytes() - session_.shared_bytes();
   record.shared_bytes = session_.shared_bytes();
@@ -423,7 +488,17 @@ void Call::OnEnded() {
     record.norm = session_.result().norm().total_norm();
     if (session_.clips()) record.coefficient = session_.result().coefficient();
   }
+  environment_.limit_hits.Count(record.status);
   environment_.log.Call(record);
+  if (!received_ && context_->IsCancelled()) NoteReset();
+}
+
+void Call::NoteReset() {
+  if (!environment_.reset_guard.Note(peer_, std::chrono::steady_clock::now())) return;
+  environment_.limit_hits.Count("max-resets");
+  environment_.log.Warning("connection cut: it drops calls as fast as it makes them",
+                           {{"peer", peer_}, {"limit", "--max-resets"}});
+  environment_.cut(peer_);
 }
 
 }  // namespace gradclip

@@ -25,6 +25,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
+#include "server/rpc/caller.h"
 #include "server/rpc/environment.h"
 #include "server/rpc/watchdog.h"
 #include "server/session/session.h"
@@ -87,6 +88,10 @@ class Call : public Watched, public std::enable_shared_from_this<Call> {
 
   static absl::Status CallerLeft();
 
+  // PERMISSION_DENIED where the caller may not do what a start message asks for.
+  absl::Status MayUseJob(const std::string& job) const;
+  absl::Status MaySendGradient() const;
+
   // What reply messages hold on to: the gradient's bytes and their place in the budget.
   std::shared_ptr<const void> kept_memory() const { return kept_; }
 
@@ -107,6 +112,11 @@ class Call : public Watched, public std::enable_shared_from_this<Call> {
   uint64_t bytes_out_ = 0;
 
  private:
+  // Whether the call may be made at all.
+  absl::Status Enter();
+  // Ends connections that do little else than drop calls.
+  void NoteReset();
+
   bool ShouldExpire(SteadyTime now) override;
   void Expire() override;
   absl::Status ExpiryReason() const;  // REQUIRES: mutex_
@@ -139,7 +149,9 @@ class Call : public Watched, public std::enable_shared_from_this<Call> {
 
   grpc::CallbackServerContext* const context_;
   const std::string_view rpc_;
-  std::string caller_;  // CallerOf()
+  Caller caller_;
+  std::shared_ptr<const Permission> permission_;  // null: everything
+  CallLimits::Place place_;
   const uint64_t id_;
   const std::string
       peer_;  // asked for at the start, as it is forgotten when the connection is lost
@@ -148,6 +160,7 @@ class Call : public Watched, public std::enable_shared_from_this<Call> {
   grpc::ByteBuffer incoming_;
   MemoryBudget::Reservation declarations_;
   std::function<void()> once_admitted_;  // null: OnAdmitted()
+  bool received_ = false;                // a message
   bool ended_short_ = false;             // the requests ended before they were complete
 
   std::mutex mutex_;
@@ -177,10 +190,16 @@ void Call::ParseAndTake(const std::string& serialised, MemoryBudget::Reservation
   switch (request.payload_case()) {
     case Request::kStart: {
       const bool first = !session_.started();
+      if (request.start().has_group()) {
+        if (absl::Status may = MayUseJob(request.start().group().job()); !may.ok()) {
+          return End(std::move(may));
+        }
+      }
       if (absl::Status started = session_.Start(std::move(*request.mutable_start()));
           !started.ok()) {
         return End(std::move(started));
       }
+      if (absl::Status may = MaySendGradient(); !may.ok()) return End(std::move(may));
       if (first) declarations_ = std::move(declarations);
       // With shared memory only data that does come is kept.
       return environment_.regions == nullptr ? Admit() : OnAdmitted();

@@ -1,26 +1,68 @@
 #include "server/rpc/caller.h"
 
+#include <optional>
+#include <utility>
 #include <vector>
 
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "server/net/acceptor.h"
+#include "server/rpc/connections.h"
 
 namespace gradclip {
+namespace {
 
-absl::StatusOr<std::string> CallerOf(const grpc::ServerContextBase& context,
-                                     const Callers* callers) {
+// What begins so is a user of a unix socket, and never a name out of a certificate.
+constexpr absl::string_view kUserPrefix = "uid:";
+
+// Empty where there is none.
+std::string CertificateName(const grpc::ServerContextBase& context) {
+  const std::shared_ptr<const grpc::AuthContext> peer = context.auth_context();
+  if (peer == nullptr || !peer->IsPeerAuthenticated()) return "";
+  const std::vector<grpc::string_ref> names = peer->GetPeerIdentity();
+  return names.empty() ? "" : std::string(names.front().data(), names.front().size());
+}
+
+absl::StatusOr<std::string> IdentityOf(const grpc::ServerContextBase& context,
+                                       const Environment& environment) {
+  const Callers* const callers = environment.callers;
   if (callers != nullptr) {
     const auto found = context.client_metadata().find("authorization");
     if (found != context.client_metadata().end()) {
       return callers->Authenticate(absl::string_view(found->second.data(), found->second.size()));
     }
   }
-  const std::shared_ptr<const grpc::AuthContext> peer = context.auth_context();
-  if (peer != nullptr && peer->IsPeerAuthenticated()) {
-    const std::vector<grpc::string_ref> names = peer->GetPeerIdentity();
-    if (!names.empty()) return std::string(names.front().data(), names.front().size());
+  if (const std::optional<UnixUser> user = UnixUserOf(context); user.has_value()) {
+    if (!user->allowed) {
+      return absl::PermissionDeniedError(
+          "this user may not call over a unix socket of this server: its --unix-socket-uids says "
+          "who may");
+    }
+    if (callers == nullptr || environment.unix_users_need_no_token) {
+      return absl::StrCat(kUserPrefix, user->uid);
+    }
+  } else if (std::string name = CertificateName(context); !name.empty()) {
+    if (absl::StartsWith(name, kUserPrefix)) {
+      return absl::UnauthenticatedError(
+          absl::StrCat("the name in the client's certificate begins with ", kUserPrefix,
+                       ", as only users of unix sockets are called"));
+    }
+    return name;
   }
   if (callers != nullptr) return callers->Authenticate(std::nullopt);
   return std::string();
+}
+
+}  // namespace
+
+absl::StatusOr<Caller> CallerOf(const grpc::ServerContextBase& context,
+                                const Environment& environment) {
+  absl::StatusOr<std::string> identity = IdentityOf(context, environment);
+  if (!identity.ok()) return identity.status();
+  Caller caller{.identity = *std::move(identity), .account = {}};
+  caller.account = caller.identity.empty() ? HostOf(context.peer()) : caller.identity;
+  return caller;
 }
 
 }  // namespace gradclip

@@ -7,15 +7,23 @@
 #include <string>
 
 #include "absl/status/statusor.h"
-#include "server/security/tokens.h"
+#include "server/rpc/environment.h"
 
 namespace gradclip {
 
-// The name of the call's token, or else the name in the client's verified certificate: its first
-// alternative name, or its common name. Empty where there is neither and `callers` is null.
-// UNAUTHENTICATED for a token that is not known, and for a caller without either otherwise.
-absl::StatusOr<std::string> CallerOf(const grpc::ServerContextBase& context,
-                                     const Callers* callers);
+struct Caller {
+  // The name of the call's token, or "uid:1000" for a user of a unix socket, or the name in the
+  // client's verified certificate: its first alternative name, or its common name. Empty where
+  // nobody has to say who they are.
+  std::string identity;
+  // Whose limits count: the identity, or else the host.
+  std::string account;
+};
+
+// UNAUTHENTICATED for a token that is not known, and for a caller without any of the three where
+// tokens are asked for; PERMISSION_DENIED for a user that may not call over a unix socket.
+absl::StatusOr<Caller> CallerOf(const grpc::ServerContextBase& context,
+                                const Environment& environment);
 
 }  // namespace gradclip
 

@@ -4,14 +4,20 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <string>
 
 #include "absl/time/time.h"
 #include "server/backend/backend.h"
 #include "server/memory/arena.h"
 #include "server/memory/budget.h"
+#include "server/observe/limit_hits.h"
 #include "server/observe/log.h"
 #include "server/pool/worker_pool.h"
+#include "server/rpc/call_limits.h"
+#include "server/rpc/reset_guard.h"
+#include "server/security/allow_list.h"
 #include "server/security/tokens.h"
 #include "server/shm/registry.h"
 #include "server/wire/message.h"
@@ -23,8 +29,8 @@ class Watchdog;
 // The memory of all calls. Shared, because the transport may let go of a reply's last bytes after
 // the server has gone.
 struct Memory {
-  Memory(uint64_t gradient_bytes, uint64_t declaration_bytes)
-      : gradients(gradient_bytes), declarations(declaration_bytes) {}
+  Memory(uint64_t gradient_bytes, const BudgetLimits& limits, uint64_t declaration_bytes)
+      : gradients(gradient_bytes, limits), declarations(declaration_bytes) {}
 
   MemoryBudget gradients;     // --memory-budget: gradient bytes kept
   MemoryBudget declarations;  // parsed start messages
@@ -39,7 +45,14 @@ struct Environment {
   WorkerPool& pool;
   const RegionRegistry* regions = nullptr;  // null where there is no memory socket
 
-  const Callers* callers = nullptr;  // null where nobody has to show a token
+  const Callers* callers = nullptr;          // null where nobody has to show a token
+  bool unix_users_need_no_token = false;     // --unix-socket-uids names them
+  const Permissions* permissions = nullptr;  // null where everybody may do everything
+  CallLimits& call_limits;
+  ResetGuard& reset_guard;
+  LimitHits& limit_hits;
+  // Cuts the connection of a peer, as gRPC names it.
+  std::function<void(const std::string& peer)> cut = nullptr;
 
   uint64_t max_message_bytes = 0;  // --max-message-bytes
   uint64_t max_call_bytes = 0;     // --max-call-bytes

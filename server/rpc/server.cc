@@ -1,7 +1,9 @@
 #include "server/rpc/server.h"
 
 #include <grpc/grpc.h>
-#include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/impl/server_builder_option.h>
+#include <grpcpp/resource_quota.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -17,7 +19,7 @@
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "server/memory/heap.h"
-#include "server/rpc/unread.h"
+#include "server/net/listener.h"
 
 namespace gradclip {
 namespace {
@@ -30,9 +32,22 @@ constexpr uint64_t kTransportMessageFactor = 4;
 // off. Only a peer that runs out of processor time needs more than milliseconds.
 constexpr absl::Duration kTimeToHear = absl::Seconds(1);
 
+// Of gRPC's reflection service, which keeps one for every stream. All else needs none of these.
+constexpr int kMaxReflectionThreads = 8;
+
+// Clients that ask more often whether the server is there are sent away (ENHANCE_YOUR_CALM).
+constexpr absl::Duration kLeastBetweenPings = absl::Seconds(10);
+
 // What parsed start messages of all calls may hold: beside the gradients, never waiting for them.
 uint64_t DeclarationBudget(uint64_t memory_budget) {
   return std::max<uint64_t>(uint64_t{64} << 20, memory_budget / 16);
+}
+
+BudgetLimits LimitsOf(const Options& options) {
+  BudgetLimits limits = {.max_waiting = options.max_waiting_calls,
+                         .max_waiting_per_caller = options.max_waiting_calls_per_caller};
+  if (options.max_bytes_per_caller > 0) limits.max_bytes_per_caller = options.max_bytes_per_caller;
+  return limits;
 }
 
 // Often enough that a wait ends at most an eighth late.
@@ -59,7 +74,7 @@ v1::GetServerInfoResponse DescribeServer(const Options& options, const Backend& 
     listed.set_detail(std::move(choice.detail));
   }
   info.set_max_message_bytes(options.max_message_bytes);
-  info.set_max_call_bytes(options.max_call_bytes);
+  info.set_max_call_bytes(std::min(options.max_call_bytes, LimitsOf(options).max_bytes_per_caller));
   info.set_memory_budget_bytes(options.memory_budget);
   info.set_max_tensors(options.max_tensors);
   info.set_memory_socket(options.memory_socket);
@@ -67,10 +82,52 @@ v1::GetServerInfoResponse DescribeServer(const Options& options, const Backend& 
   return info;
 }
 
-// "127.0.0.1:0" -> "127.0.0.1:41234"
-std::string WithPort(const std::string& address, int port) {
-  if (absl::StartsWith(address, "unix:")) return address;
-  return absl::StrCat(address.substr(0, address.rfind(':')), ":", port);
+// Whether a server has gRPC's reflection service. Every server of a program that is linked to it
+// would have.
+class Reflection : public grpc::ServerBuilderOption {
+ public:
+  explicit Reflection(bool wanted) : wanted_(wanted) {}
+  void UpdateArguments(grpc::ChannelArguments* /*arguments*/) override {}
+  void UpdatePlugins(std::vector<std::unique_ptr<grpc::ServerBuilderPlugin>>* plugins) override {
+    plugins->clear();
+    if (!wanted_) return;
+    plugins->push_back(std::make_unique<grpc::reflection::ProtoServerReflectionPlugin>());
+  }
+
+ private:
+  const bool wanted_;
+};
+
+int Milliseconds(absl::Duration duration) {
+  return static_cast<int>(absl::ToInt64Milliseconds(duration));
+}
+
+// gRPC's own limits.
+void SetLimits(const Options& options, grpc::ServerBuilder& builder) {
+  builder.SetMaxReceiveMessageSize(static_cast<int>(
+      std::min<uint64_t>(options.max_message_bytes * kTransportMessageFactor, INT32_MAX)));
+  builder.SetMaxSendMessageSize(-1);
+  // gRPC would inflate a message whole before it looks at its size: 32 MiB become 32 GiB.
+  builder.SetCompressionAlgorithmSupportStatus(GRPC_COMPRESS_DEFLATE, false);
+  builder.SetCompressionAlgorithmSupportStatus(GRPC_COMPRESS_GZIP, false);
+  grpc::ResourceQuota quota("connections");
+  if (options.max_transport_bytes > 0) quota.Resize(options.max_transport_bytes);
+  quota.SetMaxThreads(kMaxReflectionThreads);
+  builder.SetResourceQuota(quota);
+  const auto set = [&](const char* argument, uint64_t value) {
+    builder.AddChannelArgument(argument, static_cast<int>(std::min<uint64_t>(value, INT32_MAX)));
+  };
+  const auto set_time = [&](const char* argument, absl::Duration time) {
+    if (time > absl::ZeroDuration()) builder.AddChannelArgument(argument, Milliseconds(time));
+  };
+  set(GRPC_ARG_MAX_CONCURRENT_STREAMS, options.max_streams_per_connection);
+  set(GRPC_ARG_MAX_METADATA_SIZE, options.max_metadata_bytes);
+  set_time(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, options.handshake_timeout);
+  set_time(GRPC_ARG_MAX_CONNECTION_IDLE_MS, options.connection_idle_timeout);
+  set_time(GRPC_ARG_MAX_CONNECTION_AGE_MS, options.max_connection_age);
+  set_time(GRPC_ARG_KEEPALIVE_TIME_MS, options.keepalive_time);
+  set_time(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, options.keepalive_timeout);
+  set_time(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, kLeastBetweenPings);
 }
 
 }  // namespace
@@ -79,6 +136,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const Options& options, Lo
   absl::StatusOr<std::unique_ptr<Backend>> backend = MakeBackend(options.backend);
   if (!backend.ok()) return backend.status();
   std::unique_ptr<Server> server(new Server(options, *std::move(backend), log));
+  if (absl::Status followed = server->Follow(options); !followed.ok()) return followed;
   if (absl::Status listening = server->Listen(options); !listening.ok()) return listening;
   return server;
 }
@@ -86,7 +144,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const Options& options, Lo
 Server::Server(const Options& options, std::unique_ptr<Backend> backend, Log& log)
     : backend_(std::move(backend)),
       log_(log),
-      memory_(std::make_shared<Memory>(options.memory_budget,
+      memory_(std::make_shared<Memory>(options.memory_budget, LimitsOf(options),
                                        DeclarationBudget(options.memory_budget))),
       regions_({.max_regions = options.max_regions,
                 .max_regions_per_peer = options.max_regions_per_peer,
@@ -99,12 +157,19 @@ Server::Server(const Options& options, std::unique_ptr<Backend> backend, Log& lo
                   memory->arenas.Trim();
                   TrimHeap();
                 }),
+      call_limits_(options.max_calls, options.max_calls_per_caller),
+      reset_guard_(options.max_resets),
       environment_{.backend = *backend_,
                    .memory = memory_,
                    .log = log_,
                    .watchdog = watchdog_,
                    .pool = pool_,
                    .regions = options.memory_socket.empty() ? nullptr : &regions_,
+                   .unix_users_need_no_token = !options.unix_socket_uids.empty(),
+                   .call_limits = call_limits_,
+                   .reset_guard = reset_guard_,
+                   .limit_hits = limit_hits_,
+                   .cut = [this](const std::string& peer) { acceptor_->Cut(peer); },
                    .max_message_bytes = options.max_message_bytes,
                    .max_call_bytes = options.max_call_bytes,
                    .declaration_limits = {.max_tensors = options.max_tensors,
@@ -112,20 +177,10 @@ Server::Server(const Options& options, std::unique_ptr<Backend> backend, Log& lo
                                           .max_ranges = options.max_ranges},
                    .admission_timeout = options.admission_timeout,
                    .idle_timeout = options.idle_timeout},
-      service_(environment_, DescribeServer(options, *backend_)) {}
+      service_(environment_, DescribeServer(options, *backend_)),
+      health_(environment_, options.open_health) {}
 
-absl::Status Server::Listen(const Options& options) {
-  if (!options.memory_socket.empty()) {
-    absl::StatusOr<std::unique_ptr<MemorySocket>> socket = MemorySocket::Listen(
-        {.path = options.memory_socket,
-         .uids = options.memory_socket_uids.empty() ? std::vector<uid_t>{geteuid()}
-                                                    : options.memory_socket_uids,
-         .max_pending_registrations = options.max_pending_registrations,
-         .idle_timeout = options.idle_timeout},
-        regions_, log_);
-    if (!socket.ok()) return socket.status();
-    memory_socket_ = *std::move(socket);
-  }
+absl::Status Server::Follow(const Options& options) {
   if (!options.tls_cert.empty()) {
     absl::StatusOr<std::unique_ptr<RenewedCredentials>> tls =
         RenewedCredentials::Make({.tls_cert = options.tls_cert,
@@ -141,36 +196,63 @@ absl::Status Server::Listen(const Options& options) {
     callers_ = *std::move(callers);
     environment_.callers = callers_.get();
   }
-  grpc::EnableDefaultHealthCheckService(true);
+  if (!options.allow.empty()) {
+    absl::StatusOr<std::unique_ptr<Permissions>> permissions =
+        Permissions::Make(options.allow, log_);
+    if (!permissions.ok()) return permissions.status();
+    permissions_ = *std::move(permissions);
+    environment_.permissions = permissions_.get();
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Server::Listen(const Options& options) {
+  if (!options.memory_socket.empty()) {
+    absl::StatusOr<std::unique_ptr<MemorySocket>> socket = MemorySocket::Listen(
+        {.path = options.memory_socket,
+         .uids = options.memory_socket_uids.empty() ? std::vector<uid_t>{geteuid()}
+                                                    : options.memory_socket_uids,
+         .max_pending_registrations = options.max_pending_registrations,
+         .idle_timeout = options.idle_timeout},
+        regions_, log_);
+    if (!socket.ok()) return socket.status();
+    memory_socket_ = *std::move(socket);
+  }
+  // Unix sockets where users are told apart by this server need no rights of the file's to do so.
+  const std::optional<mode_t> unix_mode =
+      options.unix_socket_uids.empty() ? std::nullopt : std::optional<mode_t>(0666);
+  std::vector<Listener> listeners;
+  for (const std::string& address : options.listen) {
+    absl::StatusOr<Listener> listener = Listener::Open(address, unix_mode);
+    if (!listener.ok()) return listener.status();
+    addresses_.push_back(listener->address());
+    listeners.push_back(*std::move(listener));
+  }
+  const bool unix_sockets = std::any_of(listeners.begin(), listeners.end(),
+                                        [](const Listener& one) { return one.is_unix(); });
+
   grpc::ServerBuilder builder;
-  // Two servers on one port would share its connections silently.
-  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
-  builder.SetMaxReceiveMessageSize(static_cast<int>(
-      std::min<uint64_t>(options.max_message_bytes * kTransportMessageFactor, INT32_MAX)));
-  builder.SetMaxSendMessageSize(-1);
-  // gRPC would inflate a message whole before it looks at its size: 32 MiB become 32 GiB.
-  builder.SetCompressionAlgorithmSupportStatus(GRPC_COMPRESS_DEFLATE, false);
-  builder.SetCompressionAlgorithmSupportStatus(GRPC_COMPRESS_GZIP, false);
-  std::vector<int> ports(options.listen.size());
-  for (size_t i = 0; i < options.listen.size(); ++i) {
-    const bool encrypted = tls_ != nullptr && !absl::StartsWith(options.listen[i], "unix:");
-    builder.AddListeningPort(options.listen[i],
-                             encrypted ? tls_->credentials() : grpc::InsecureServerCredentials(),
-                             &ports[i]);
-  }
+  SetLimits(options, builder);
+  AllowedUids allowed_uids;
+  if (!options.unix_socket_uids.empty()) allowed_uids = options.unix_socket_uids;
+  connections_ = std::make_unique<Connections>(
+      builder, tls_ == nullptr ? grpc::InsecureServerCredentials() : tls_->credentials(),
+      unix_sockets, std::move(allowed_uids));
   builder.RegisterService(&service_);
+  builder.RegisterService(&health_);
+  builder.SetOption(std::make_unique<Reflection>(options.reflection));
   server_ = builder.BuildAndStart();
-  for (size_t i = 0; i < ports.size(); ++i) {
-    if (ports[i] == 0) {
-      return absl::UnavailableError(absl::StrFormat(
-          "cannot listen on %s: the address is taken, not this machine's, in a folder that is "
-          "not there, or not permitted; choose another with --listen",
-          options.listen[i]));
-    }
-    addresses_.push_back(WithPort(options.listen[i], ports[i]));
-  }
   if (server_ == nullptr) return absl::UnavailableError("gRPC could not start the server");
-  server_->GetHealthCheckService()->SetServingStatus("gradclip.v1.GradClip", true);
+  acceptor_ = std::make_unique<Acceptor>(
+      std::move(listeners),
+      Acceptor::Limits{.connections = options.max_connections,
+                       .connections_per_peer = options.max_connections_per_peer},
+      [this](FileDescriptor connection, const Peer& peer) {
+        if (connections_->Take(std::move(connection), peer)) return;
+        log_.Warning("connection refused: no more users of unix sockets can be told apart",
+                     {{"peer", peer.host}, {"limit", Connections::kMaxUsers}});
+      },
+      log_, limit_hits_);
   return absl::OkStatus();
 }
 
@@ -187,10 +269,11 @@ absl::Status Server::Listen(const Options& options) {
 // while.
 void Server::Drain(absl::Duration timeout) {
   const SteadyTime deadline = std::chrono::steady_clock::now() + absl::ToChronoNanoseconds(timeout);
-  server_->GetHealthCheckService()->SetServingStatus(false);
+  health_.StopServing();
   watchdog_.Close();
   watchdog_.AwaitNone(deadline);
-  AwaitRead(addresses_, deadline);
+  acceptor_->AwaitRead(deadline);
+  acceptor_->Close();
   const absl::Duration left =
       std::max(absl::ZeroDuration(), absl::FromChrono(deadline - std::chrono::steady_clock::now()));
   absl::Notification gone;
@@ -205,7 +288,7 @@ void Server::Drain(absl::Duration timeout) {
 }
 
 Server::~Server() {
-  if (server_ != nullptr) Drain(absl::ZeroDuration());
+  if (acceptor_ != nullptr) Drain(absl::ZeroDuration());
 }
 
 }  // namespace gradclip

@@ -13,12 +13,19 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "server/backend/backend.h"
+#include "server/net/acceptor.h"
+#include "server/observe/limit_hits.h"
 #include "server/observe/log.h"
 #include "server/options/options.h"
 #include "server/pool/worker_pool.h"
+#include "server/rpc/call_limits.h"
+#include "server/rpc/connections.h"
 #include "server/rpc/environment.h"
+#include "server/rpc/health.h"
+#include "server/rpc/reset_guard.h"
 #include "server/rpc/service.h"
 #include "server/rpc/watchdog.h"
+#include "server/security/allow_list.h"
 #include "server/security/renewed_credentials.h"
 #include "server/security/tokens.h"
 #include "server/shm/memory_socket.h"
@@ -37,6 +44,11 @@ class Server {
   // Where it listens, one for each of options.listen, with the port really bound.
   const std::vector<std::string>& addresses() const { return addresses_; }
 
+  // How often callers have run into limits; open connections, and calls in progress.
+  const LimitHits& limit_hits() const { return limit_hits_; }
+  uint64_t connections() const { return acceptor_->connections(); }
+  uint64_t calls() const { return call_limits_.calls(); }
+
   // Gradient bytes that calls and registered memory hold of the budget now, and calls that wait for
   // some.
   uint64_t reserved_bytes() const { return memory_->gradients.used_bytes(); }
@@ -50,6 +62,7 @@ class Server {
  private:
   Server(const Options& options, std::unique_ptr<Backend> backend, Log& log);
 
+  absl::Status Follow(const Options& options);  // what the files say
   absl::Status Listen(const Options& options);
 
   const std::unique_ptr<Backend> backend_;
@@ -58,13 +71,20 @@ class Server {
   RegionRegistry regions_;
   WorkerPool pool_;
   Watchdog watchdog_;
-  std::unique_ptr<Callers> callers_;  // null without --auth-token-file
+  CallLimits call_limits_;
+  ResetGuard reset_guard_;
+  LimitHits limit_hits_;
+  std::unique_ptr<Callers> callers_;          // null without --auth-token-file
+  std::unique_ptr<Permissions> permissions_;  // null without --allow
   Environment environment_;
   Service service_;
+  HealthService health_;
   std::vector<std::string> addresses_;
   std::unique_ptr<RenewedCredentials> tls_;      // null without --tls-cert
   std::unique_ptr<MemorySocket> memory_socket_;  // null without --memory-socket
+  std::unique_ptr<Connections> connections_;
   std::unique_ptr<grpc::Server> server_;
+  std::unique_ptr<Acceptor> acceptor_;  // after server_: nothing is accepted for one that has gone
 };
 
 }  // namespace gradclip

@@ -1,11 +1,15 @@
 #include "server/rpc/service.h"
 
+#include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <memory>
 #include <utility>
 
 #include "server/rpc/caller.h"
 #include "server/rpc/clip_grad_norm_call.h"
 #include "server/rpc/compute_norm_call.h"
+#include "server/rpc/short_call.h"
 
 namespace gradclip {
 
@@ -23,29 +27,74 @@ grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* Service::ClipGradNo
   return call.get();
 }
 
-grpc::ServerUnaryReactor* Service::GetServerInfo(grpc::CallbackServerContext* context,
-                                                 const v1::GetServerInfoRequest* /*request*/,
-                                                 v1::GetServerInfoResponse* response) {
-  const SteadyTime begin = std::chrono::steady_clock::now();
-  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  CallRecord record;
-  absl::StatusOr<std::string> caller = CallerOf(*context, environment_.callers);
-  if (!caller.ok()) {
-    record.status = caller.status();
-  } else if (environment_.watchdog.closed()) {
-    record.status = Draining();
-  } else {
-    *response = info_;
+// Nothing of the request is read: there is nothing in it.
+class Service::GetServerInfoCall final : public ShortCall {
+ public:
+  GetServerInfoCall(Environment& environment, grpc::CallbackServerContext* context,
+                    v1::GetServerInfoResponse info)
+      : ShortCall(environment, context),
+        begin_(std::chrono::steady_clock::now()),
+        info_(std::move(info)) {
+    record_.call_id = environment.next_call_id.fetch_add(1, std::memory_order_relaxed);
+    record_.peer = context->peer();
+    record_.rpc = "GetServerInfo";
   }
-  record.caller = std::move(caller).value_or("");
-  record.call_id = environment_.next_call_id.fetch_add(1, std::memory_order_relaxed);
-  record.peer = context->peer();
-  record.rpc = "GetServerInfo";
-  record.milliseconds =
-      absl::ToDoubleMilliseconds(absl::FromChrono(std::chrono::steady_clock::now() - begin));
-  environment_.log.Call(record);
-  reactor->Finish(ToGrpcStatus(record.status));
-  return reactor;
+
+  // Whether the call may go on; fills in what this caller may do.
+  absl::Status Enter(const grpc::CallbackServerContext& context) {
+    record_.status = TryToEnter(context);
+    return record_.status;
+  }
+
+ private:
+  absl::Status TryToEnter(const grpc::CallbackServerContext& context) {
+    absl::StatusOr<Caller> caller = CallerOf(context, environment_);
+    if (!caller.ok()) return caller.status();
+    record_.caller = caller->identity;
+    if (environment_.watchdog.closed()) return Draining();
+    if (environment_.permissions != nullptr) {
+      const absl::StatusOr<std::shared_ptr<const Permission>> permission =
+          environment_.permissions->Of(caller->identity);
+      if (!permission.ok()) return permission.status();
+      info_.set_max_call_bytes(std::min(info_.max_call_bytes(), (*permission)->max_gradient_bytes));
+      if (!(*permission)->shared_memory) info_.clear_memory_socket();
+    }
+    absl::StatusOr<CallLimits::Place> place = environment_.call_limits.Enter(caller->account);
+    if (!place.ok()) return place.status();
+    place_ = *std::move(place);
+    return absl::OkStatus();
+  }
+
+  void Start() override { AnswerAndEnd(info_); }
+
+  void OnEnded() override {
+    record_.milliseconds =
+        absl::ToDoubleMilliseconds(absl::FromChrono(std::chrono::steady_clock::now() - begin_));
+    environment_.limit_hits.Count(record_.status);
+    environment_.log.Call(record_);
+  }
+
+  const SteadyTime begin_;
+  v1::GetServerInfoResponse info_;
+  CallRecord record_;
+  CallLimits::Place place_;
+};
+
+Service::Service(Environment& environment, v1::GetServerInfoResponse info)
+    : environment_(environment), info_(std::move(info)) {
+  constexpr int kGetServerInfo = 2;  // in the contract's order
+  MarkMethodStreamed(kGetServerInfo, nullptr);
+  MarkMethodRawCallback(
+      kGetServerInfo,
+      new grpc::internal::CallbackBidiHandler<grpc::ByteBuffer, grpc::ByteBuffer>(
+          [this](grpc::CallbackServerContext* context) { return GetServerInfo(context); }));
+}
+
+grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* Service::GetServerInfo(
+    grpc::CallbackServerContext* context) {
+  const auto call = std::make_shared<GetServerInfoCall>(environment_, context, info_);
+  call->Begin(call->Enter(*context));
+  return call.get();
 }
 
 }  // namespace gradclip

@@ -13,24 +13,25 @@ namespace gradclip {
 
 // The streaming RPCs take raw ByteBuffers: generated classes would copy every payload.
 using ServiceBase = v1::GradClip::WithRawCallbackMethod_ComputeNorm<
-    v1::GradClip::WithRawCallbackMethod_ClipGradNorm<
-        v1::GradClip::WithCallbackMethod_GetServerInfo<v1::GradClip::Service>>>;
+    v1::GradClip::WithRawCallbackMethod_ClipGradNorm<v1::GradClip::Service>>;
 
 class Service final : public ServiceBase {
  public:
   // info: what GetServerInfo answers.
-  Service(Environment& environment, v1::GetServerInfoResponse info)
-      : environment_(environment), info_(std::move(info)) {}
+  Service(Environment& environment, v1::GetServerInfoResponse info);
 
   grpc::ServerReadReactor<grpc::ByteBuffer>* ComputeNorm(grpc::CallbackServerContext* context,
                                                          grpc::ByteBuffer* response) override;
   grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* ClipGradNorm(
       grpc::CallbackServerContext* context) override;
-  grpc::ServerUnaryReactor* GetServerInfo(grpc::CallbackServerContext* context,
-                                          const v1::GetServerInfoRequest* request,
-                                          v1::GetServerInfoResponse* response) override;
 
  private:
+  class GetServerInfoCall;
+
+  // Served as a stream: see ShortCall.
+  grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* GetServerInfo(
+      grpc::CallbackServerContext* context);
+
   Environment& environment_;
   const v1::GetServerInfoResponse info_;
 };

@@ -28,6 +28,12 @@ bool Watchdog::Add(std::shared_ptr<Watched> watched) {
   return in_time;
 }
 
+void Watchdog::AddShort(std::shared_ptr<Watched> watched) {
+  const std::lock_guard lock(mutex_);
+  Watched* const key = watched.get();
+  watched_.emplace(key, Entry{std::move(watched), false});
+}
+
 void Watchdog::Remove(Watched* watched) {
   Entry last;  // destroyed after the lock is given back
   const std::lock_guard lock(mutex_);

@@ -42,6 +42,8 @@ class Watchdog {
   // Shares in owning `watched` until Remove(). False after Close(): it is watched all the same, and
   // AwaitNone() does not wait for it.
   [[nodiscard]] bool Add(std::shared_ptr<Watched> watched);
+  // The same for what AwaitNone() never waits for, and Close() does not matter to.
+  void AddShort(std::shared_ptr<Watched> watched);
   void Remove(Watched* watched);
 
   // Whatever is added from here on came too late.

@@ -14,8 +14,8 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "server/net/file_descriptor.h"
 #include "server/observe/log.h"
-#include "server/shm/file_descriptor.h"
 #include "server/shm/registration.h"
 #include "server/shm/registration_reader.h"
 #include "server/shm/registry.h"

@@ -15,9 +15,9 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "server/shm/file_descriptor.h"
+#include "server/net/file_descriptor.h"
+#include "server/net/unix_socket.h"
 #include "server/shm/memory_connection.h"
-#include "server/shm/unix_socket.h"
 
 namespace gradclip {
 namespace {

@@ -10,7 +10,7 @@
 #include <string>
 
 #include "absl/status/status.h"
-#include "server/shm/file_descriptor.h"
+#include "server/net/file_descriptor.h"
 #include "server/shm/registration.h"
 
 namespace gradclip {

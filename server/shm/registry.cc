@@ -132,7 +132,18 @@ absl::StatusOr<RegionToken> RegionRegistry::Register(uid_t uid, int memfd, uint6
   charged->bytes = WholePages(length);
   if (absl::Status status = counts_->Add(uid, charged->bytes); !status.ok()) return status;
   charged->counts = counts_;
-  if (!budget_.TryReserve(charged->bytes, &charged->reservation)) {
+  // A user is a caller of the budget's, beside those that tokens and certificates name.
+  const std::string caller = absl::StrCat("uid:", uid);
+  if (!budget_.TryReserve(caller, charged->bytes, &charged->reservation)) {
+    const uint64_t most = budget_.limits().max_bytes_per_caller;
+    const uint64_t own = budget_.used_bytes(caller);
+    if (most < budget_.total_bytes() && charged->bytes > most - own) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat("a region of ", charged->bytes, " bytes beside the ", own, " that user ",
+                       uid, " has is over the limit of ", most,
+                       " (--max-bytes-per-caller): register less, or close "
+                       "connections whose memory is no longer used"));
+    }
     return absl::ResourceExhaustedError(absl::StrCat(
         "a region of ", charged->bytes, " bytes does not fit beside the ", budget_.used_bytes(),
         " of ", budget_.total_bytes(),

@@ -28,8 +28,8 @@ struct RegionLimits {
 
 class RegionRegistry {
  public:
-  // Regions are charged to `budget`, in whole pages, for as long as they are mapped; it must
-  // outlive them. They may outlive the registry.
+  // Regions are charged to `budget`, in whole pages and to a caller of its user id ("uid:1000"),
+  // for as long as they are mapped; it must outlive them. They may outlive the registry.
   RegionRegistry(const RegionLimits& limits, MemoryBudget& budget);
   ~RegionRegistry();
 

@@ -18,8 +18,8 @@
 #include <vector>
 
 #include "server/memory/budget.h"
+#include "server/net/file_descriptor.h"
 #include "server/observe/log.h"
-#include "server/shm/file_descriptor.h"
 #include "server/shm/memory_connection.h"
 #include "server/shm/registration.h"
 #include "server/shm/registry.h"

@@ -12,7 +12,7 @@
 #include <string_view>
 #include <thread>
 
-#include "server/shm/file_descriptor.h"
+#include "server/net/file_descriptor.h"
 
 namespace gradclip {
 

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
-#include "server/shm/file_descriptor.h"
+#include "server/net/file_descriptor.h"
 #include "server/shm/registration.h"
 
 namespace gradclip {

@@ -109,7 +109,7 @@ TEST(MemoryLimitTest, PunchingHolesWhileARegionIsReadKillsNobody) {
     if (!token.ok()) _exit(3);
     // All that could be charged for it is charged: nothing else gets in.
     MemoryBudget::Reservation more;
-    if (budget.TryReserve(1, &more)) _exit(4);
+    if (budget.TryReserve("", 1, &more)) _exit(4);
     const std::shared_ptr<Region> region = registry.Find(*token);
     for (int round = 0; round < kRounds; ++round) {
       if (write(round_begins.get(), "r", 1) != 1) _exit(5);

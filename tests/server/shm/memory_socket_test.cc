@@ -239,7 +239,7 @@ TEST_F(MemorySocketTest, NamesEachLimitOfRegions) {
   ExpectRefused(client.Register(MakeMemfd(kMiB), kMiB), kExhausted, "(--max-regions)");
   MemoryBudget::Reservation rest;
   client.Close();
-  ASSERT_TRUE(Await([&] { return budget_.TryReserve(1023 * kMiB + 1, &rest); }));
+  ASSERT_TRUE(Await([&] { return budget_.TryReserve("", 1023 * kMiB + 1, &rest); }));
   client = Connect();
   ExpectRefused(client.Register(MakeMemfd(kMiB), kMiB), kExhausted, "(--memory-budget)");
   rest.Release();

@@ -10,6 +10,7 @@
 #include <thread>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "tests/server/shm/memfds.h"
 
 namespace gradclip {
@@ -204,17 +205,40 @@ TEST_F(RegistryTest, GivesBackMemoryToThoseWhoWaitForTheBudget) {
   const auto token = Register(kAnn, 30);
   ASSERT_TRUE(token.ok());
   bool granted = false;
-  budget_.Reserve(35 * PageBytes(), [&](MemoryBudget::Reservation) {
-    granted = true;
-    EXPECT_EQ(registry_->regions(), 0);  // no lock is held
-    EXPECT_EQ(registry_->bytes(), 0);
-    EXPECT_EQ(MemfdMappings(), 0);
-  });
+  const auto admission =
+      budget_.Reserve("trainer", 35 * PageBytes(), [&](MemoryBudget::Reservation) {
+        granted = true;
+        EXPECT_EQ(registry_->regions(), 0);  // no lock is held
+        EXPECT_EQ(registry_->bytes(), 0);
+        EXPECT_EQ(MemfdMappings(), 0);
+      });
+  EXPECT_NE(admission.waiter, nullptr);
   // Who waits comes first.
   ExpectExhausted(kBob, 1, "--memory-budget", "used or waited for");
   EXPECT_FALSE(granted);
   registry_->Forget(*token);
   EXPECT_TRUE(granted);
+}
+
+TEST_F(RegistryTest, ChargesEachUserAsACallerOfItsOwn) {
+  MemoryBudget budget(40 * PageBytes(), {.max_bytes_per_caller = 20 * PageBytes()});
+  RegionRegistry registry({4, 3, 40 * PageBytes(), 30 * PageBytes()}, budget);
+  const auto add = [&](uid_t uid, uint64_t pages) {
+    return registry.Register(uid, MakeMemfd(pages * PageBytes()).get(), pages * PageBytes(), false);
+  };
+  ASSERT_TRUE(add(kAnn, 15).ok());
+  EXPECT_EQ(budget.used_bytes("uid:1001"), 15 * PageBytes());
+  const absl::Status status = add(kAnn, 6).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
+  EXPECT_THAT(std::string(status.message()),
+              AllOf(HasSubstr(absl::StrCat("a region of ", 6 * PageBytes(), " bytes beside the ",
+                                           15 * PageBytes(),
+                                           " that user 1001 has is over the "
+                                           "limit of ",
+                                           20 * PageBytes())),
+                    HasSubstr("(--max-bytes-per-caller)")));
+  EXPECT_TRUE(add(kBob, 20).ok());
+  EXPECT_EQ(budget.used_bytes("uid:1002"), 20 * PageBytes());
 }
 
 TEST_F(RegistryTest, HoldsItsLimitsUnderThreads) {

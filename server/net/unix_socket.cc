@@ -1,4 +1,4 @@
-#include "server/shm/unix_socket.h"
+#include "server/net/unix_socket.h"
 
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -56,7 +56,8 @@ SocketFile LookAtSocket(const std::string& path) {
   }
 }
 
-absl::StatusOr<ListeningSocket> ListeningSocket::Listen(const std::string& path, mode_t mode,
+absl::StatusOr<ListeningSocket> ListeningSocket::Listen(const std::string& path,
+                                                        std::optional<mode_t> mode,
                                                         const std::string& flag) {
   const auto refused = [&](auto... why) {
     return absl::UnavailableError(absl::StrCat("cannot listen on ", path, ": ", why...));
@@ -89,7 +90,8 @@ absl::StatusOr<ListeningSocket> ListeningSocket::Listen(const std::string& path,
   }
   ListeningSocket listening(path, std::move(listener));
   // Nobody can connect before listen(), so that the file's rights are in force for all.
-  if (chmod(path.c_str(), mode) != 0 || listen(listening.get(), SOMAXCONN) != 0) {
+  if ((mode.has_value() && chmod(path.c_str(), *mode) != 0) ||
+      listen(listening.get(), SOMAXCONN) != 0) {
     return refused(strerror(errno));
   }
   return listening;

@@ -1,14 +1,15 @@
 // Unix sockets as files: who is behind one, and how to listen at one. Functions of the file system;
 // thread-safe.
-#ifndef GRADCLIP_SERVER_SHM_UNIX_SOCKET_H_
-#define GRADCLIP_SERVER_SHM_UNIX_SOCKET_H_
+#ifndef GRADCLIP_SERVER_NET_UNIX_SOCKET_H_
+#define GRADCLIP_SERVER_NET_UNIX_SOCKET_H_
 
 #include <sys/types.h>
 
+#include <optional>
 #include <string>
 
 #include "absl/status/statusor.h"
-#include "server/shm/file_descriptor.h"
+#include "server/net/file_descriptor.h"
 
 namespace gradclip {
 
@@ -24,10 +25,10 @@ SocketFile LookAtSocket(const std::string& path);
 class ListeningSocket {
  public:
   // Replaces a socket that was left behind at `path`. `mode` is the file's, 0666 to let others
-  // connect. UNAVAILABLE, whose message starts with "cannot listen on PATH": the path is taken, in
-  // a folder that is not there, not permitted, or not of 1 to 107 bytes. Says what to do about it,
-  // naming `flag`.
-  static absl::StatusOr<ListeningSocket> Listen(const std::string& path, mode_t mode,
+  // connect; none: as umask says. UNAVAILABLE, whose message starts with "cannot listen on PATH":
+  // the path is taken, in a folder that is not there, not permitted, or not of 1 to 107 bytes. Says
+  // what to do about it, naming `flag`.
+  static absl::StatusOr<ListeningSocket> Listen(const std::string& path, std::optional<mode_t> mode,
                                                 const std::string& flag);
 
   // Removes the file, where it is still the one that Listen() made.
@@ -48,4 +49,4 @@ class ListeningSocket {
 
 }  // namespace gradclip
 
-#endif  // GRADCLIP_SERVER_SHM_UNIX_SOCKET_H_
+#endif  // GRADCLIP_SERVER_NET_UNIX_SOCKET_H_

@@ -1,6 +1,6 @@
 // A file descriptor that is closed with its owner. Not thread-safe.
-#ifndef GRADCLIP_SERVER_SHM_FILE_DESCRIPTOR_H_
-#define GRADCLIP_SERVER_SHM_FILE_DESCRIPTOR_H_
+#ifndef GRADCLIP_SERVER_NET_FILE_DESCRIPTOR_H_
+#define GRADCLIP_SERVER_NET_FILE_DESCRIPTOR_H_
 
 #include <unistd.h>
 
@@ -23,6 +23,8 @@ class FileDescriptor {
 
   int get() const { return number_; }  // negative: none
   bool ok() const { return number_ >= 0; }
+  // Gives it away, open.
+  int Release() { return std::exchange(number_, -1); }
 
  private:
   int number_ = -1;
@@ -30,4 +32,4 @@ class FileDescriptor {
 
 }  // namespace gradclip
 
-#endif  // GRADCLIP_SERVER_SHM_FILE_DESCRIPTOR_H_
+#endif  // GRADCLIP_SERVER_NET_FILE_DESCRIPTOR_H_

@@ -1,0 +1,44 @@
+#include "server/observe/limit_hits.h"
+
+#include <algorithm>
+
+namespace gradclip {
+namespace {
+
+constexpr absl::string_view kBeforeName = "(--";
+
+// kLimits.size() where there is none of that name.
+size_t IndexOf(absl::string_view limit) {
+  return static_cast<size_t>(
+      std::find(LimitHits::kLimits.begin(), LimitHits::kLimits.end(), limit) -
+      LimitHits::kLimits.begin());
+}
+
+}  // namespace
+
+void LimitHits::Count(const absl::Status& status) {
+  if (status.ok()) return;
+  absl::string_view rest = status.message();
+  while (true) {
+    const size_t at = rest.find(kBeforeName);
+    if (at == absl::string_view::npos) return;
+    rest.remove_prefix(at + kBeforeName.size());
+    const size_t index =
+        IndexOf(rest.substr(0, rest.find_first_not_of("abcdefghijklmnopqrstuvwxyz-")));
+    if (index == kLimits.size()) continue;
+    ++hits_[index];
+    return;
+  }
+}
+
+void LimitHits::Count(absl::string_view limit) {
+  const size_t index = IndexOf(limit);
+  if (index < kLimits.size()) ++hits_[index];
+}
+
+uint64_t LimitHits::of(absl::string_view limit) const {
+  const size_t index = IndexOf(limit);
+  return index < kLimits.size() ? hits_[index].load() : 0;
+}
+
+}  // namespace gradclip
