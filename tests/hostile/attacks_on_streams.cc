@@ -5,6 +5,7 @@
 
 #include "absl/functional/function_ref.h"
 #include "absl/strings/str_cat.h"
+#include "gradclip/v1/gradclip.pb.h"
 #include "tests/hostile/attack.h"
 #include "tests/hostile/frames.h"
 
@@ -65,6 +66,16 @@ absl::Status RapidResetUnary(Attacker& attacker) {
                [](uint32_t stream) { return EmptyMessageAndEnd(stream) + RstStream(stream); });
 }
 
+absl::Status RapidResetMessage(Attacker& attacker) {
+  v1::ClipGradNormRequest request;
+  request.mutable_start()->set_max_norm(1);
+  request.mutable_start()->add_tensors()->set_dtype(v1::DTYPE_FLOAT32);
+  const std::string message = Message(request.SerializeAsString());
+  return Begin(attacker, kClipGradNorm, 200'000, [&](uint32_t stream) {
+    return Frame(FrameType::kData, 0, stream, message) + RstStream(stream);
+  });
+}
+
 // CVE-2025-8671: it is the server that resets, for a window beyond 2^31 - 1.
 absl::Status MadeYouReset(Attacker& attacker) {
   return Begin(attacker, kClipGradNorm, 100'000, [](uint32_t stream) {
@@ -105,6 +116,8 @@ const std::vector<Attack>& AttacksOnStreams() {
       {"complete-calls", "GetServerInfo as it is meant to be, for comparison", CompleteCalls},
       {"rapid-reset", "CVE-2023-44487: HEADERS and RST_STREAM of ClipGradNorm", RapidReset},
       {"rapid-reset-unary", "whole calls of GetServerInfo, each with RST_STREAM", RapidResetUnary},
+      {"rapid-reset-message", "ClipGradNorm with its first message, and RST_STREAM",
+       RapidResetMessage},
       {"made-you-reset", "CVE-2025-8671: windows that overflow, so that the server resets",
        MadeYouReset},
       {"end-at-once", "ClipGradNorm half-closed without a message", EndAtOnce},
