@@ -117,7 +117,7 @@ absl::Status Crumbs(Attacker& attacker) {
   absl::StatusOr<Http2Connection*> connection = attacker.Begin();
   if (!connection.ok()) return connection.status();
   const std::string message = MessagePrefix(kLargestMessage) + std::string(1'000'000, 'm');
-  return SendCall(attacker, **connection, kGetServerInfo, message, false, /*frame_bytes=*/1);
+  return SendCall(attacker, **connection, kClipGradNorm, message, false, /*frame_bytes=*/1);
 }
 
 // A second message that nobody asks for yet waits behind the first.
@@ -270,7 +270,7 @@ const std::vector<Attack>& AttacksOnMemory() {
       {"unfinished-streamed", "ClipGradNorm, the same as messages", UnfinishedStreamed},
       {"unfinished-spread", "GetServerInfo, 64 connections, 4 MiB but for a byte each",
        UnfinishedOverConnections},
-      {"crumbs", "an unfinished message in DATA frames of one byte", Crumbs},
+      {"crumbs", "ClipGradNorm, an unfinished message in DATA frames of one byte", Crumbs},
       {"tiny-messages", "a million messages with a byte of gradient each", TinyMessages},
       {"empty-messages", "a million messages with none", EmptyMessages},
       {"messages-unread", "a million messages behind a unary request", MessagesBehindFull},
