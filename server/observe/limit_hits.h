@@ -15,7 +15,7 @@ namespace gradclip {
 class LimitHits {
  public:
   // The limits, each by the name of its flag: "max-calls".
-  static constexpr std::array<absl::string_view, 20> kLimits = {"admission-timeout",
+  static constexpr std::array<absl::string_view, 21> kLimits = {"admission-timeout",
                                                                 "idle-timeout",
                                                                 "max-bytes-per-caller",
                                                                 "max-call-bytes",
@@ -34,6 +34,7 @@ class LimitHits {
                                                                 "max-shared-bytes-per-peer",
                                                                 "max-tensors",
                                                                 "max-waiting-calls",
+                                                                "max-waiting-calls-per-caller",
                                                                 "memory-budget"};
 
   // Counts what `status` tells a caller: its message names the limit, as "(--max-calls". A message

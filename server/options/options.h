@@ -63,14 +63,14 @@ struct Options {
 
   // Calls in progress, and those of them that wait for memory; > 0. Default for one caller: half.
   uint64_t max_calls = 4096;
-  uint64_t max_calls_per_caller = 0;
+  uint64_t max_calls_per_caller = 2048;
   uint64_t max_waiting_calls = 1024;
-  uint64_t max_waiting_calls_per_caller = 0;
+  uint64_t max_waiting_calls_per_caller = 512;
 
   // Open connections, in all and of one host or user of a unix socket; > 0. Default of the latter:
   // a quarter.
   uint64_t max_connections = 1024;
-  uint64_t max_connections_per_peer = 0;
+  uint64_t max_connections_per_peer = 256;
 
   // Calls in progress on one connection, which HTTP/2 calls streams; > 0.
   uint64_t max_streams_per_connection = 1024;
