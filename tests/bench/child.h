@@ -34,6 +34,8 @@ class Child {
   // resident) or "VmRSS", in bytes.
   absl::StatusOr<uint64_t> MemoryBytes(const std::string& field) const;
 
+  pid_t pid() const { return pid_; }
+
  private:
   using File = std::unique_ptr<FILE, int (*)(FILE*)>;
   Child(std::string program, std::string errors, pid_t pid, int in, int out);

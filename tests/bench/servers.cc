@@ -60,12 +60,19 @@ ScratchFolder::~ScratchFolder() {
 }
 
 absl::StatusOr<RunningServer> StartOurs(const ScratchFolder& folder, bool shares_memory) {
+  std::vector<std::string> flags;
+  if (shares_memory) flags.push_back("--memory-socket=" + folder.path() + "/memory");
+  return StartOursWith(folder, flags);
+}
+
+absl::StatusOr<RunningServer> StartOursWith(const ScratchFolder& folder,
+                                            const std::vector<std::string>& flags) {
   const absl::StatusOr<std::filesystem::path> self = ThisProgram();
   if (!self.ok()) return self.status();
   const std::string socket = folder.path() + "/ours";
   std::filesystem::remove(socket);
   std::vector<std::string> arguments = {"--listen=127.0.0.1:0", "--listen=unix:" + socket};
-  if (shares_memory) arguments.push_back("--memory-socket=" + folder.path() + "/memory");
+  arguments.insert(arguments.end(), flags.begin(), flags.end());
   return Start((self->parent_path() / "gradclip-server").string(), arguments,
                folder.path() + "/ours.log");
 }

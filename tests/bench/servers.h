@@ -5,6 +5,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "tests/bench/child.h"
@@ -35,6 +36,9 @@ struct RunningServer {
 
 // The gradclip-server that lies beside this program, with or without a memory socket.
 absl::StatusOr<RunningServer> StartOurs(const ScratchFolder& folder, bool shares_memory = false);
+// The same with these flags.
+absl::StatusOr<RunningServer> StartOursWith(const ScratchFolder& folder,
+                                            const std::vector<std::string>& flags);
 // This program with --serve-raw.
 absl::StatusOr<RunningServer> StartRaw(const ScratchFolder& folder);
 
