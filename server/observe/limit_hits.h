@@ -15,7 +15,7 @@ namespace gradclip {
 class LimitHits {
  public:
   // The limits, each by the name of its flag: "max-calls".
-  static constexpr std::array<absl::string_view, 21> kLimits = {"admission-timeout",
+  static constexpr std::array<absl::string_view, 22> kLimits = {"admission-timeout",
                                                                 "idle-timeout",
                                                                 "max-bytes-per-caller",
                                                                 "max-call-bytes",
@@ -32,6 +32,7 @@ class LimitHits {
                                                                 "max-resets",
                                                                 "max-shared-bytes",
                                                                 "max-shared-bytes-per-peer",
+                                                                "max-streams-per-connection",
                                                                 "max-tensors",
                                                                 "max-waiting-calls",
                                                                 "max-waiting-calls-per-caller",

@@ -224,8 +224,10 @@ const std::vector<Flag>& AllFlags() {
        "a quarter of --max-connections", false,
        CountBetween(&Options::max_connections_per_peer, 1, 1000000)},
       {"max-streams-per-connection", "COUNT",
-       "Most calls in progress on one connection, 1 to 1000000; a client keeps back what is more.",
-       "1024", false, CountBetween(&Options::max_streams_per_connection, 1, 1000000)},
+       "Most calls in progress on one TCP connection, 1 to 1000000. One that has more than twice "
+       "as\n"
+       "many is cut.",
+       "512", false, CountBetween(&Options::max_streams_per_connection, 1, 1000000)},
       {"max-resets", "COUNT",
        "Most calls in a second that one TCP connection may cancel; then it is cut (HTTP/2 rapid\n"
        "reset). A proxy in front that shares connections among clients needs more.",

@@ -72,8 +72,8 @@ struct Options {
   uint64_t max_connections = 1024;
   uint64_t max_connections_per_peer = 256;
 
-  // Calls in progress on one connection, which HTTP/2 calls streams; > 0.
-  uint64_t max_streams_per_connection = 1024;
+  // Calls in progress on one TCP connection, which HTTP/2 calls streams; > 0.
+  uint64_t max_streams_per_connection = 512;
 
   // Calls that one TCP connection may cancel in a second; > 0.
   uint64_t max_resets = 100;

@@ -67,8 +67,9 @@ Call::Call(Environment& environment, grpc::CallbackServerContext* context, std::
       begin_(std::chrono::steady_clock::now()) {}
 
 void Call::Begin() {
+  const absl::Status guarded = environment_.connection_guard.Begin(peer_);
   if (!environment_.watchdog.Add(shared_from_this())) return End(Draining());
-  if (absl::Status may = Enter(); !may.ok()) return End(std::move(may));
+  if (absl::Status may = guarded.ok() ? Enter() : guarded; !may.ok()) return End(std::move(may));
   Read();
 }
 
@@ -489,15 +490,7 @@ void Call::OnEnded() {
   }
   environment_.limit_hits.Count(record.status);
   environment_.log.Call(record);
-  if (context_->IsCancelled()) NoteReset();
-}
-
-void Call::NoteReset() {
-  if (!environment_.reset_guard.Note(peer_, std::chrono::steady_clock::now())) return;
-  environment_.limit_hits.Count("max-resets");
-  environment_.log.Warning("connection cut: it cancels calls as fast as it makes them",
-                           {{"peer", peer_}, {"limit", "--max-resets"}});
-  environment_.cut(peer_);
+  environment_.connection_guard.End(peer_, context_->IsCancelled());
 }
 
 }  // namespace gradclip

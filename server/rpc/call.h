@@ -114,8 +114,6 @@ class Call : public Watched, public std::enable_shared_from_this<Call> {
  private:
   // Whether the call may be made at all.
   absl::Status Enter();
-  // Cuts a connection that cancels calls as fast as it makes them.
-  void NoteReset();
 
   bool ShouldExpire(SteadyTime now) override;
   void Expire() override;

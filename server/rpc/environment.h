@@ -4,9 +4,7 @@
 
 #include <atomic>
 #include <cstdint>
-#include <functional>
 #include <memory>
-#include <string>
 
 #include "absl/time/time.h"
 #include "server/backend/backend.h"
@@ -16,7 +14,7 @@
 #include "server/observe/log.h"
 #include "server/pool/worker_pool.h"
 #include "server/rpc/call_limits.h"
-#include "server/rpc/reset_guard.h"
+#include "server/rpc/connection_guard.h"
 #include "server/security/allow_list.h"
 #include "server/security/tokens.h"
 #include "server/shm/registry.h"
@@ -49,10 +47,8 @@ struct Environment {
   bool unix_users_need_no_token = false;     // --unix-socket-uids names them
   const Permissions* permissions = nullptr;  // null where everybody may do everything
   CallLimits& call_limits;
-  ResetGuard& reset_guard;
+  ConnectionGuard& connection_guard;
   LimitHits& limit_hits;
-  // Cuts the connection of a peer, as gRPC names it.
-  std::function<void(const std::string& peer)> cut = nullptr;
 
   uint64_t max_message_bytes = 0;  // --max-message-bytes
   uint64_t max_call_bytes = 0;     // --max-call-bytes

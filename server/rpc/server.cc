@@ -120,7 +120,8 @@ void SetLimits(const Options& options, grpc::ServerBuilder& builder) {
   const auto set_time = [&](const char* argument, absl::Duration time) {
     if (time > absl::ZeroDuration()) builder.AddChannelArgument(argument, Milliseconds(time));
   };
-  set(GRPC_ARG_MAX_CONCURRENT_STREAMS, options.max_streams_per_connection);
+  set(GRPC_ARG_MAX_CONCURRENT_STREAMS,
+      ConnectionGuard::TransportStreams(options.max_streams_per_connection));
   set(GRPC_ARG_MAX_METADATA_SIZE, options.max_metadata_bytes);
   set_time(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, options.handshake_timeout);
   set_time(GRPC_ARG_MAX_CONNECTION_IDLE_MS, options.connection_idle_timeout);
@@ -158,7 +159,9 @@ Server::Server(const Options& options, std::unique_ptr<Backend> backend, Log& lo
                   TrimHeap();
                 }),
       call_limits_(options.max_calls, options.max_calls_per_caller),
-      reset_guard_(options.max_resets),
+      connection_guard_(
+          {.streams = options.max_streams_per_connection, .resets_per_second = options.max_resets},
+          [this](const std::string& peer) { acceptor_->Cut(peer); }, log, limit_hits_),
       environment_{.backend = *backend_,
                    .memory = memory_,
                    .log = log_,
@@ -167,9 +170,8 @@ Server::Server(const Options& options, std::unique_ptr<Backend> backend, Log& lo
                    .regions = options.memory_socket.empty() ? nullptr : &regions_,
                    .unix_users_need_no_token = !options.unix_socket_uids.empty(),
                    .call_limits = call_limits_,
-                   .reset_guard = reset_guard_,
+                   .connection_guard = connection_guard_,
                    .limit_hits = limit_hits_,
-                   .cut = [this](const std::string& peer) { acceptor_->Cut(peer); },
                    .max_message_bytes = options.max_message_bytes,
                    .max_call_bytes = options.max_call_bytes,
                    .declaration_limits = {.max_tensors = options.max_tensors,

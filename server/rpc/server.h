@@ -19,10 +19,10 @@
 #include "server/options/options.h"
 #include "server/pool/worker_pool.h"
 #include "server/rpc/call_limits.h"
+#include "server/rpc/connection_guard.h"
 #include "server/rpc/connections.h"
 #include "server/rpc/environment.h"
 #include "server/rpc/health.h"
-#include "server/rpc/reset_guard.h"
 #include "server/rpc/service.h"
 #include "server/rpc/watchdog.h"
 #include "server/security/allow_list.h"
@@ -72,8 +72,8 @@ class Server {
   WorkerPool pool_;
   Watchdog watchdog_;
   CallLimits call_limits_;
-  ResetGuard reset_guard_;
   LimitHits limit_hits_;
+  ConnectionGuard connection_guard_;
   std::unique_ptr<Callers> callers_;          // null without --auth-token-file
   std::unique_ptr<Permissions> permissions_;  // null without --allow
   Environment environment_;

@@ -22,7 +22,9 @@ absl::Status Gone() {
 }  // namespace
 
 void ShortCall::Begin(const absl::Status& refused) {
+  const absl::Status guarded = environment_.connection_guard.Begin(peer_);
   environment_.watchdog.AddShort(shared_from_this());
+  if (!guarded.ok()) return End(guarded);
   if (!refused.ok()) return End(refused);
   Start();
 }
@@ -93,6 +95,7 @@ void ShortCall::OnCancel() {
 void ShortCall::OnDone() {
   const std::shared_ptr<ShortCall> self = shared_from_this();
   environment_.watchdog.Remove(this);
+  environment_.connection_guard.End(peer_, context_->IsCancelled());
   OnEnded();
 }
 

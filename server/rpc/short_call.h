@@ -31,7 +31,7 @@ class ShortCall : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuf
 
  protected:
   ShortCall(Environment& environment, grpc::CallbackServerContext* context)
-      : environment_(environment), context_(context) {}
+      : environment_(environment), context_(context), peer_(context->peer()) {}
 
   // --- What the RPC provides; each may start one operation ---
 
@@ -64,6 +64,7 @@ class ShortCall : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuf
   [[nodiscard]] bool AfterOperation();
 
   grpc::CallbackServerContext* const context_;
+  const std::string peer_;
   grpc::ByteBuffer request_;
   grpc::ByteBuffer response_;
 

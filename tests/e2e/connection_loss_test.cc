@@ -155,8 +155,8 @@ TEST_F(ConnectionLoss, BetweenCallsIsNotNoticed) {
   const std::string memory = folder_ / "memory";
   for (const std::string flag : {"--connection-idle-timeout=50ms", "--max-connection-age=50ms"}) {
     server_.reset();
-    server_ = std::make_unique<ServerProcess>(std::vector<std::string>{
-        "--listen=" + address_, "--memory-socket=" + memory, flag});
+    server_ = std::make_unique<ServerProcess>(
+        std::vector<std::string>{"--listen=" + address_, "--memory-socket=" + memory, flag});
     Client client(address_);
     SharedGradientOptions shared;
     shared.require_shared = true;

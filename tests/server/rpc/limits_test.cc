@@ -56,8 +56,8 @@ class LimitsTest : public ServerTest {
   // The client does what the server asks of it before it closes, and notices.
   void AwaitNoConnection() {
     while (server_->connections() > 0 || channel_->GetState(false) == GRPC_CHANNEL_READY) {
-      channel_->WaitForStateChange(GRPC_CHANNEL_READY, std::chrono::system_clock::now() +
-                                                           std::chrono::milliseconds(5));
+      channel_->WaitForStateChange(GRPC_CHANNEL_READY,
+                                   std::chrono::system_clock::now() + std::chrono::milliseconds(5));
     }
   }
 
@@ -167,14 +167,13 @@ TEST_F(LimitsTest, StreamsOfOneConnection) {
   Serve();
   OpenCall open = Open();
   AwaitCalls(1);
-  // The client keeps back what is more.
-  grpc::ClientContext context;
-  context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(200));
-  v1::GetServerInfoResponse info;
-  EXPECT_EQ(stub_->GetServerInfo(&context, {}, &info).error_code(),
-            grpc::StatusCode::DEADLINE_EXCEEDED);
-  EXPECT_EQ(server_->calls(), 1U);
+  ExpectRefused(Status(), grpc::StatusCode::RESOURCE_EXHAUSTED, "max-streams-per-connection");
+  // Other connections are left alone.
+  const auto other = Connect();
+  OpenCall others = Open(*other);
+  EXPECT_TRUE(End(others).status.ok());
   EXPECT_TRUE(End(open).status.ok());
+  AwaitCalls(0);
   EXPECT_TRUE(Status().ok());
 }
 
