@@ -7,6 +7,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <array>
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
@@ -96,6 +97,24 @@ bool SaidNothing(int socket) {
          info.tcpi_bytes_acked > 0 && info.tcpi_bytes_received < kLeastBytes;
 }
 
+// Whether the server has announced that it will close the connection (GOAWAY), which gRPC has not
+// read yet: on an idle connection only frames of control wait, each whole. True also for what are
+// no such frames.
+bool IsToldToGo(int socket) {
+  constexpr size_t kHeader = 9;  // length (3 bytes), type, flags, stream (4)
+  constexpr uint8_t kGoAway = 7;
+  constexpr uint8_t kLastType = 9;
+  std::array<uint8_t, 4096> bytes;
+  const ssize_t got = recv(socket, bytes.data(), bytes.size(), MSG_PEEK | MSG_DONTWAIT);
+  size_t at = 0;
+  while (got > 0 && at + kHeader <= static_cast<size_t>(got)) {
+    const uint8_t* const frame = bytes.data() + at;
+    if (frame[3] == kGoAway || frame[3] > kLastType) return true;
+    at += kHeader + (size_t{frame[0]} << 16 | size_t{frame[1]} << 8 | frame[2]);
+  }
+  return false;
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Connection>> Connection::Open(const std::string& address,
@@ -148,7 +167,8 @@ Connection::~Connection() {
 
 bool Connection::Alive() const {
   pollfd asked = {.fd = socket_, .events = POLLRDHUP, .revents = 0};
-  return poll(&asked, 1, 0) == 0 && (tunnel_ == nullptr || tunnel_->Alive());
+  return poll(&asked, 1, 0) == 0 && (tunnel_ == nullptr || tunnel_->Alive()) &&
+         !IsToldToGo(socket_);
 }
 
 void Connection::Cut() {

@@ -48,7 +48,8 @@ class Connection {
   const std::string& token() const { return token_; }
   void set_token(std::string token) { token_ = std::move(token); }
 
-  // False once either side has closed it.
+  // False once either side has closed it, or the server has announced that it will. REQUIRES: no
+  // call is under way.
   bool Alive() const;
 
   // Closes it both ways: the call over it ends, and gRPC lets go of all it wanted to send.
