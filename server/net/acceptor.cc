@@ -13,9 +13,9 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <iterator>
 #include <utility>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 
@@ -70,8 +70,9 @@ Peer TcpPeer(const sockaddr_storage& address) {
   }
   char text[INET6_ADDRSTRLEN] = {};
   inet_ntop(AF_INET6, &v6.sin6_addr, text, sizeof(text));
+  const std::string scope = v6.sin6_scope_id == 0 ? "" : absl::StrCat("%25", v6.sin6_scope_id);
   return {.host = Ipv6Host(v6.sin6_addr),
-          .address = absl::StrCat("ipv6:%5B", text, "%5D:", ntohs(v6.sin6_port))};
+          .address = absl::StrCat("ipv6:%5B", text, scope, "%5D:", ntohs(v6.sin6_port))};
 }
 
 ino_t InodeOf(int number) {
@@ -99,19 +100,23 @@ Acceptor::Acceptor(std::vector<Listener> listeners, Limits limits, Take take, Lo
       log_(log),
       hits_(hits),
       stop_(eventfd(0, EFD_CLOEXEC)),
-      listeners_(std::move(listeners)),
-      thread_([this] { Run(); }) {}
+      listeners_(std::move(listeners)) {}
+
+void Acceptor::Start() {
+  thread_ = std::thread([this] { Run(); });
+}
 
 Acceptor::~Acceptor() {
   Close();
 }
 
 void Acceptor::Close() {
-  if (!thread_.joinable()) return;
-  const uint64_t one = 1;
-  while (write(stop_.get(), &one, sizeof(one)) < 0 && errno == EINTR) {
+  if (thread_.joinable()) {
+    const uint64_t one = 1;
+    while (write(stop_.get(), &one, sizeof(one)) < 0 && errno == EINTR) {
+    }
+    thread_.join();
   }
-  thread_.join();
   listeners_.clear();
 }
 
@@ -161,10 +166,16 @@ bool Acceptor::AcceptSome(int listener, bool is_unix) {
     ucred credentials = {};
     size = sizeof(credentials);
     if (getsockopt(connection.get(), SOL_SOCKET, SO_PEERCRED, &credentials, &size) != 0) continue;
-    Admit(std::move(connection),
-          {.host = absl::StrCat("uid:", credentials.uid), .uid = credentials.uid});
+    Admit(std::move(connection), {.host = UserAsHost(credentials.uid), .uid = credentials.uid});
   }
   return true;
+}
+
+std::string Acceptor::UserAsHost(uid_t uid) const {
+  const auto& known = limits_.known_uids;
+  const bool counts =
+      !known.has_value() || std::find(known->begin(), known->end(), uid) != known->end();
+  return counts ? absl::StrCat("uid:", uid) : "users that may not call";
 }
 
 void Acceptor::Admit(FileDescriptor connection, Peer peer) {

@@ -1,5 +1,5 @@
 // Accepts the server's connections, on a thread of its own, and hands them on: gRPC neither counts
-// them nor says who is behind a unix socket. The methods are thread-safe.
+// them nor says who is behind a unix socket. Thread-safe, but for Start() and Close().
 //
 // It goes on knowing the connections that it has handed on, by number and inode, and never closes
 // or keeps one: once gRPC has closed it, its number may be another's.
@@ -44,14 +44,19 @@ class Acceptor {
   struct Limits {
     uint64_t connections = 0;           // --max-connections
     uint64_t connections_per_peer = 0;  // --max-connections-per-peer
+    // Users of unix sockets that count for themselves: all, or these, and the others for one.
+    std::optional<std::vector<uid_t>> known_uids = {};
   };
   // Takes over a connection, non-blocking; on the acceptor's thread.
   using Take = std::function<void(FileDescriptor connection, const Peer& peer)>;
 
-  // Accepts at once. A connection over a limit is closed unanswered, logged once a second at most,
+  // A connection over a limit is closed unanswered, logged once a second at most,
   // and counted in `hits`. `log` and `hits` must outlive this.
   Acceptor(std::vector<Listener> listeners, Limits limits, Take take, Log& log, LimitHits& hits);
   ~Acceptor();  // as Close()
+
+  // Begins to accept. Once.
+  void Start();
 
   Acceptor(const Acceptor&) = delete;
   Acceptor& operator=(const Acceptor&) = delete;
@@ -80,6 +85,7 @@ class Acceptor {
 
   void Run();
   bool AcceptSome(int listener, bool is_unix);
+  std::string UserAsHost(uid_t uid) const;
   void Admit(FileDescriptor connection, Peer peer);
   // The flag's name of the limit that one more of `host` is over; empty for none.
   absl::string_view LimitReached(const std::string& host);
@@ -104,7 +110,7 @@ class Acceptor {
   std::map<std::string, uint64_t, std::less<>> count_of_host_;
   std::chrono::steady_clock::time_point swept_;
 
-  std::thread thread_;  // last: it uses all of the above
+  std::thread thread_;
 };
 
 }  // namespace gradclip

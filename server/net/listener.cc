@@ -6,13 +6,12 @@
 #include <sys/socket.h>
 
 #include <cerrno>
+#include <cstddef>
 #include <cstring>
 #include <memory>
 #include <utility>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_replace.h"
 #include "absl/strings/strip.h"
 
 namespace gradclip {
@@ -114,9 +113,10 @@ absl::StatusOr<Listener> Listener::Open(const std::string& address,
     const std::string path(rest);
     absl::StatusOr<ListeningSocket> socket = ListeningSocket::Listen(path, unix_mode, "--listen");
     if (!socket.ok()) {
-      // As it was given.
-      return absl::UnavailableError(
-          absl::StrReplaceAll(socket.status().message(), {{path, address}}));
+      const std::string message(socket.status().message());
+      absl::string_view why = message;
+      absl::ConsumePrefix(&why, absl::StrCat("cannot listen on ", path));
+      return absl::UnavailableError(absl::StrCat("cannot listen on ", address, why));
     }
     listener.address_ = address;
     listener.unix_.emplace(*std::move(socket));

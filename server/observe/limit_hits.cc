@@ -1,6 +1,7 @@
 #include "server/observe/limit_hits.h"
 
 #include <algorithm>
+#include <string>
 
 namespace gradclip {
 namespace {
@@ -14,11 +15,28 @@ size_t IndexOf(absl::string_view limit) {
       LimitHits::kLimits.begin());
 }
 
+// Quoted text is escaped: a quote in it has a backslash before it.
+std::string WithoutQuotes(absl::string_view message) {
+  std::string rest;
+  bool quoted = false;
+  for (size_t i = 0; i < message.size(); ++i) {
+    if (quoted && message[i] == '\\') {
+      ++i;
+    } else if (message[i] == '"') {
+      quoted = !quoted;
+    } else if (!quoted) {
+      rest += message[i];
+    }
+  }
+  return rest;
+}
+
 }  // namespace
 
 void LimitHits::Count(const absl::Status& status) {
   if (status.ok()) return;
-  absl::string_view rest = status.message();
+  const std::string message = WithoutQuotes(status.message());
+  absl::string_view rest = message;
   while (true) {
     const size_t at = rest.find(kBeforeName);
     if (at == absl::string_view::npos) return;

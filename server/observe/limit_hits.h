@@ -39,7 +39,8 @@ class LimitHits {
                                                                 "memory-budget"};
 
   // Counts what `status` tells a caller: its message names the limit, as "(--max-calls". A message
-  // that names none counts for none, one that names several for the first.
+  // that names none counts for none, one that names several for the first. What stands in quotes,
+  // as a caller's own words do, does not count.
   void Count(const absl::Status& status);
   // Counts a limit whose caller is told nothing.
   void Count(absl::string_view limit);

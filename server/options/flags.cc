@@ -169,8 +169,9 @@ const std::vector<Flag>& AllFlags() {
        "are taken over. A client certificate, under --tls-client-ca, takes a token's place.",
        "none: whoever can connect may call", false, File(&Options::auth_token_file)},
       {"unix-socket-uids", "UID",
-       "Users who may call over the unix sockets of --listen, by number, and need no token there.\n"
-       "May be given several times.",
+       "Users who may call over the unix sockets of --listen without a token, by number; others "
+       "need "
+       "\none, or may not call. Lets every user connect (mode 0666). May be given up to 64 times.",
        "whoever the socket's file and folder let connect", true,
        AddUid(&Options::unix_socket_uids)},
       {"allow", "FILE",
@@ -206,8 +207,9 @@ const std::vector<Flag>& AllFlags() {
       {"max-bytes-per-caller", "BYTES",
        "The same for all calls of one caller: a token's or certificate's name, a user of a unix\n"
        "socket, or else a host. One at this limit waits, and others are served.",
-       "the memory budget, or half of it with --auth-token-file or --tls-client-ca", false,
-       BytesBetween(&Options::max_bytes_per_caller, 1, kNoMaximum)},
+       "the memory budget, or half of it with --auth-token-file, --tls-client-ca or "
+       "--unix-socket-uids",
+       false, BytesBetween(&Options::max_bytes_per_caller, 1, kNoMaximum)},
       {"max-calls", "COUNT", "Most calls in progress, 1 to 1000000.", "4096", false,
        CountBetween(&Options::max_calls, 1, 1000000)},
       {"max-calls-per-caller", "COUNT", "The same for one caller.", "half of --max-calls", false,

@@ -146,8 +146,8 @@ void ReadEnvironment(const char* const* environment, GivenByFlag& given,
       }
       continue;
     }
-    // Without a file there would be no protection where some was meant to be.
-    const bool counts = !value.empty() || flag->value == "FILE";
+    // Without a value there would be no protection where some was meant to be.
+    const bool counts = !value.empty() || flag->value == "FILE" || flag->name == "unix-socket-uids";
     if (!counts || given.contains(flag->name)) continue;
     Given& found = given[flag->name];
     found.source = std::string(name);
@@ -191,9 +191,25 @@ absl::Status CheckTls(const Options& options, const GivenByFlag& given) {
   return absl::OkStatus();
 }
 
+absl::Status CheckUnixUsers(Options& options, const GivenByFlag& given) {
+  const auto found = given.find("unix-socket-uids");
+  if (found == given.end()) return absl::OkStatus();
+  if (options.unix_socket_uids.size() > kMaxUnixUsers) {
+    return Refused(found->second, found->second.values.back(),
+                   absl::StrCat("at most ", kMaxUnixUsers, " users"));
+  }
+  if (std::none_of(options.listen.begin(), options.listen.end(),
+                   [](const std::string& listen) { return absl::StartsWith(listen, "unix:"); })) {
+    options.warnings.push_back(absl::StrCat(
+        found->second.source, " has no effect: there is no unix socket (--listen=unix:PATH)"));
+  }
+  return absl::OkStatus();
+}
+
 // Fills in and checks the limits of one caller, or peer, of those of all.
 absl::Status CheckPerCaller(Options& options, const GivenByFlag& given) {
-  const bool told_apart = !options.auth_token_file.empty() || !options.tls_client_ca.empty();
+  const bool told_apart = !options.auth_token_file.empty() || !options.tls_client_ca.empty() ||
+                          !options.unix_socket_uids.empty();
   struct Limit {
     uint64_t Options::*one;
     absl::string_view flag;
@@ -268,6 +284,7 @@ absl::StatusOr<Options> ParseOptions(int argc, const char* const* argv,
                                 " (--memory-budget)"));
   }
   if (absl::Status tls = CheckTls(options, given); !tls.ok()) return tls;
+  if (absl::Status users = CheckUnixUsers(options, given); !users.ok()) return users;
   if (absl::Status limits = CheckPerCaller(options, given); !limits.ok()) return limits;
   const bool beyond =
       std::any_of(options.listen.begin(), options.listen.end(), IsBeyondThisMachine);

@@ -6,6 +6,7 @@
 
 #include <sys/types.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -17,6 +18,9 @@
 #include "server/observe/log.h"
 
 namespace gradclip {
+
+// Users of unix sockets that a server tells apart while it runs.
+constexpr size_t kMaxUnixUsers = 64;
 
 // Every field is the flag of the same name: --max-call-bytes is max_call_bytes. Meanings, units and
 // defaults for people are what --help prints.
@@ -33,7 +37,7 @@ struct Options {
   // File of the tokens with which clients may call; empty: no token is needed.
   std::string auth_token_file;
 
-  // Users that may call over unix sockets; empty: all that can connect.
+  // Users that may call over unix sockets, at most kMaxUnixUsers; empty: all that can connect.
   std::vector<uid_t> unix_socket_uids;
 
   // File of what each caller may do; empty: everything.

@@ -177,19 +177,24 @@ bool Call::TakeMessage() {
     return false;
   }
   MemoryBudget& declared = environment_.memory->declarations;
-  if (*bytes > declared.total_bytes()) {
+  const uint64_t most = declared.limits().max_bytes_per_caller;
+  if (*bytes > most) {
     End(absl::ResourceExhaustedError(absl::StrFormat(
         "a start message may need %d bytes once it is parsed; the limit is %d (a sixteenth of "
         "--memory-budget, at least 64 MiB). Declare fewer tensors, or shorter names",
-        *bytes, declared.total_bytes())));
+        *bytes, most)));
     return false;
   }
   MemoryBudget::Reservation declarations;
   if (!declared.TryReserve(caller_.account, *bytes, &declarations)) {
-    End(absl::UnavailableError(absl::StrFormat(
-        "the declarations of the calls in progress hold %d of the %d bytes set aside for them, and "
-        "this one may need %d; try again, or declare fewer tensors (--memory-budget)",
-        declared.used_bytes(), declared.total_bytes(), *bytes)));
+    End(absl::UnavailableError(
+        absl::StrFormat("the declarations of the calls in progress hold %d of the %d bytes set "
+                        "aside for them, those "
+                        "of this caller %d of the %d for one, and this one may need %d; try again, "
+                        "or declare fewer "
+                        "tensors (--memory-budget)",
+                        declared.used_bytes(), declared.total_bytes(),
+                        declared.used_bytes(caller_.account), most, *bytes)));
     return false;
   }
   TakeRequest(serialised, std::move(declarations));
@@ -462,10 +467,16 @@ void Call::OnEnded() {
   const std::shared_ptr<Call> self = shared_from_this();
   environment_.watchdog.Remove(this);
   CallRecord record;
+  bool expired = false;
   {
     const std::lock_guard lock(mutex_);
-    record.status = expired_.ok() ? final_status_ : expired_;
+    expired = !expired_.ok();
+    record.status = expired ? expired_ : final_status_;
   }
+  const bool cancelled_by_peer =
+      context_->IsCancelled() && !expired && !environment_.watchdog.closed();
+  environment_.connection_guard.End(peer_, ConnectionGuard::IsReset(cancelled_by_peer, begin_));
+  place_ = CallLimits::Place();
   // What the caller did not live to see, or gRPC sent in its place.
   if (context_->IsCancelled() &&
       (record.status.ok() || absl::IsCancelled(record.status) || ended_short_)) {
@@ -490,7 +501,6 @@ void Call::OnEnded() {
   }
   environment_.limit_hits.Count(record.status);
   environment_.log.Call(record);
-  environment_.connection_guard.End(peer_, context_->IsCancelled());
 }
 
 }  // namespace gradclip

@@ -56,12 +56,18 @@ absl::StatusOr<std::string> IdentityOf(const grpc::ServerContextBase& context,
 
 }  // namespace
 
+std::string HostOf(const grpc::ServerContextBase& context) {
+  const std::optional<UnixUser> user = UnixUserOf(context);
+  if (!user.has_value()) return HostOf(context.peer());
+  return user->allowed ? absl::StrCat(kUserPrefix, user->uid) : "users that may not call";
+}
+
 absl::StatusOr<Caller> CallerOf(const grpc::ServerContextBase& context,
                                 const Environment& environment) {
   absl::StatusOr<std::string> identity = IdentityOf(context, environment);
   if (!identity.ok()) return identity.status();
   Caller caller{.identity = *std::move(identity), .account = {}};
-  caller.account = caller.identity.empty() ? HostOf(context.peer()) : caller.identity;
+  caller.account = caller.identity.empty() ? HostOf(context) : caller.identity;
   return caller;
 }
 

@@ -20,8 +20,13 @@ struct Caller {
   std::string account;
 };
 
+// Who a call counts for where nobody says who they are: the user of a unix socket (all those who
+// may not call are one), or the host.
+std::string HostOf(const grpc::ServerContextBase& context);
+
 // UNAUTHENTICATED for a token that is not known, and for a caller without any of the three where
-// tokens are asked for; PERMISSION_DENIED for a user that may not call over a unix socket.
+// tokens are asked for; PERMISSION_DENIED for a user that may not call over a unix socket, and has
+// no token.
 absl::StatusOr<Caller> CallerOf(const grpc::ServerContextBase& context,
                                 const Environment& environment);
 

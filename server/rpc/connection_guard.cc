@@ -9,8 +9,9 @@
 namespace gradclip {
 namespace {
 
+// Over TCP. Users of a unix socket may name their ends, or not.
 bool IsOneConnection(const std::string& peer) {
-  return !absl::StartsWith(peer, "unix:");
+  return absl::StartsWith(peer, "ipv4:") || absl::StartsWith(peer, "ipv6:");
 }
 
 }  // namespace
@@ -35,7 +36,7 @@ absl::Status ConnectionGuard::Begin(const std::string& peer) {
                       limits_.streams));
 }
 
-void ConnectionGuard::End(const std::string& peer, bool cancelled) {
+void ConnectionGuard::End(const std::string& peer, bool reset) {
   if (!IsOneConnection(peer)) return;
   absl::string_view limit;
   {
@@ -44,9 +45,9 @@ void ConnectionGuard::End(const std::string& peer, bool cancelled) {
     const auto found = connections_.find(peer);
     Connection& connection = found->second;
     --connection.in_progress;
-    if (cancelled) ++connection.cancelled;
+    if (reset) ++connection.resets;
     limit = CutFor(connection);
-    if (connection.in_progress == 0 && connection.cancelled == 0) connections_.erase(found);
+    if (connection.in_progress == 0 && connection.resets == 0) connections_.erase(found);
   }
   if (!limit.empty()) DoCut(limit, peer);
 }
@@ -54,7 +55,7 @@ void ConnectionGuard::End(const std::string& peer, bool cancelled) {
 absl::string_view ConnectionGuard::CutFor(Connection& connection) const {
   if (connection.cut) return "";
   absl::string_view limit;
-  if (connection.cancelled > limits_.resets_per_second) {
+  if (connection.resets > limits_.resets_per_second) {
     limit = "max-resets";
   } else if (connection.in_progress >
              TransportStreams(limits_.streams) + limits_.resets_per_second) {
@@ -70,7 +71,7 @@ void ConnectionGuard::BeginSecond() {
   if (now - second_ < std::chrono::seconds(1)) return;
   second_ = now;
   for (auto entry = connections_.begin(); entry != connections_.end();) {
-    entry->second.cancelled = 0;
+    entry->second.resets = 0;
     entry = entry->second.in_progress == 0 ? connections_.erase(entry) : std::next(entry);
   }
 }

@@ -7,7 +7,8 @@
 // done with it. And it holds a client that never acknowledges the limit to none. Decision: gRPC is
 // given twice the limit, and the calls of each connection are counted here, as they begin: their
 // ends come too late, after thousands more. Consequence: connections of unix sockets are not
-// guarded, as gRPC does not say of which one a call is.
+// guarded, as gRPC does not say of which one a call is; nor are streams of gRPC's own reflection
+// service.
 //
 // Thread-safe.
 #ifndef GRADCLIP_SERVER_RPC_CONNECTION_GUARD_H_
@@ -19,6 +20,7 @@
 #include <mutex>
 #include <string>
 #include <unordered_map>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
@@ -44,13 +46,17 @@ class ConnectionGuard {
 
   // A call from `peer`, as gRPC names it, has begun. RESOURCE_EXHAUSTED: it is one too many.
   absl::Status Begin(const std::string& peer);
-  // It has ended, whatever Begin() said: because the peer cancelled it, or otherwise.
-  void End(const std::string& peer, bool cancelled);
+  // It has ended, whatever Begin() said: by a reset, which is the peer's cancelling it within a
+  // second of its beginning, or otherwise. (Whole jobs that give up cancel older ones.)
+  void End(const std::string& peer, bool reset);
+  static bool IsReset(bool cancelled_by_peer, std::chrono::steady_clock::time_point begin) {
+    return cancelled_by_peer && std::chrono::steady_clock::now() - begin < std::chrono::seconds(1);
+  }
 
  private:
   struct Connection {
     uint64_t in_progress = 0;
-    uint64_t cancelled = 0;  // in this second
+    uint64_t resets = 0;  // in this second
     bool cut = false;
   };
 

@@ -75,7 +75,7 @@ std::optional<UnixUser> UnixUserOf(const grpc::ServerContextBase& context) {
 Connections::Connections(grpc::ServerBuilder& builder, std::shared_ptr<grpc::ServerCredentials> tcp,
                          bool unix_sockets, AllowedUids allowed_uids)
     : allowed_uids_(std::move(allowed_uids)), tcp_(AddEntrance(builder, std::move(tcp))) {
-  for (size_t i = 0; unix_sockets && i <= kMaxUsers; ++i) {
+  for (size_t i = 0; unix_sockets && i <= kMaxUnixUsers; ++i) {
     const auto name = std::make_shared<NameUser>();
     const auto credentials = grpc::experimental::LocalServerCredentials(UDS);
     credentials->SetAuthMetadataProcessor(name);

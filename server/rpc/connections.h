@@ -1,8 +1,8 @@
-// The way of accepted connections into gRPC. Context: gRPC 1.51 names every peer of a unix socket
-// "unix:", and has no SO_PEERCRED. Decision: every user of a unix socket gets an entrance to gRPC
-// of its own, whose credentials write the user into the authentication context of its calls.
-// Consequence: there are as many entrances as users can be told apart, made before the server
-// starts.
+// The way of accepted connections into gRPC. Context: gRPC 1.51 names the peer of a unix socket as
+// that named its end, mostly "unix:", and has no SO_PEERCRED. Decision: every user of a unix socket
+// gets an entrance to gRPC of its own, whose credentials write the user into the authentication
+// context of its calls. Consequence: there are as many entrances as users can be told apart, made
+// before the server starts.
 #ifndef GRADCLIP_SERVER_RPC_CONNECTIONS_H_
 #define GRADCLIP_SERVER_RPC_CONNECTIONS_H_
 
@@ -16,6 +16,7 @@
 
 #include "server/net/acceptor.h"
 #include "server/net/file_descriptor.h"
+#include "server/options/options.h"
 
 namespace gradclip {
 
@@ -33,11 +34,8 @@ std::optional<UnixUser> UnixUserOf(const grpc::ServerContextBase& context);
 // For one thread.
 class Connections {
  public:
-  // Users of unix sockets that are told apart in a server's life. Those who may not call share one
-  // entrance more.
-  static constexpr size_t kMaxUsers = 64;
-
-  // Adds the entrances: to `tcp` for all of TCP, and, with unix_sockets, those of users.
+  // Adds the entrances: to `tcp` for all of TCP, and, with unix_sockets, those of kMaxUnixUsers
+  // users and one that those who may not call share.
   Connections(grpc::ServerBuilder& builder, std::shared_ptr<grpc::ServerCredentials> tcp,
               bool unix_sockets, AllowedUids allowed_uids);
 

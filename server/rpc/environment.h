@@ -27,8 +27,10 @@ class Watchdog;
 // The memory of all calls. Shared, because the transport may let go of a reply's last bytes after
 // the server has gone.
 struct Memory {
+  // declaration_bytes: of one caller, half of all.
   Memory(uint64_t gradient_bytes, const BudgetLimits& limits, uint64_t declaration_bytes)
-      : gradients(gradient_bytes, limits), declarations(declaration_bytes) {}
+      : gradients(gradient_bytes, limits),
+        declarations(2 * declaration_bytes, {.max_bytes_per_caller = declaration_bytes}) {}
 
   MemoryBudget gradients;     // --memory-budget: gradient bytes kept
   MemoryBudget declarations;  // parsed start messages

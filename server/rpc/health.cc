@@ -6,8 +6,8 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "grpc/health/v1/health.pb.h"
-#include "server/net/acceptor.h"
 #include "server/rpc/caller.h"
 #include "server/rpc/short_call.h"
 
@@ -21,8 +21,10 @@ bool IsHere(const std::string& service) {
   return service.empty() || service == "gradclip.v1.GradClip";
 }
 
-absl::Status TooMany() {
-  return absl::ResourceExhaustedError("too many health checks at once; try again");
+absl::Status TooMany(uint64_t most, absl::string_view what) {
+  return absl::ResourceExhaustedError(
+      absl::StrCat("this host has ", most, " health ", what,
+                   ", as many as one may have, or all hosts together have too many; try again"));
 }
 
 }  // namespace
@@ -31,16 +33,21 @@ absl::Status TooMany() {
 class HealthService::Exchange : public ShortCall {
  public:
   Exchange(HealthService& health, grpc::CallbackServerContext* context)
-      : ShortCall(health.environment_, context), health_(health), host_(HostOf(context->peer())) {}
+      : ShortCall(health.environment_, context), health_(health), host_(HostOf(*context)) {}
 
-  absl::Status Enter() {
+ protected:
+  absl::Status Enter() override {
+    if (!health_.open_) {
+      if (absl::Status caller = CallerOf(*context_, environment_).status(); !caller.ok()) {
+        return caller;
+      }
+    }
     absl::StatusOr<CallLimits::Place> place = health_.receiving_.Enter(host_);
-    if (!place.ok()) return TooMany();
+    if (!place.ok()) return TooMany(kMaxReceivingPerHost, "checks under way");
     place_ = *std::move(place);
     return absl::OkStatus();
   }
 
- protected:
   void Start() override { ReadRequest(); }
 
   void Take(const std::string& serialised) override {
@@ -51,6 +58,8 @@ class HealthService::Exchange : public ShortCall {
     }
     TakeService(request.service());
   }
+
+  void OnEnded(const absl::Status& /*status*/) override { place_ = CallLimits::Place(); }
 
   virtual void TakeService(const std::string& service) = 0;
 
@@ -65,7 +74,9 @@ class HealthService::Check final : public Exchange {
 
  private:
   void TakeService(const std::string& service) override {
-    if (!IsHere(service)) return End(absl::NotFoundError("no such service here"));
+    if (!IsHere(service))
+      return End(absl::NotFoundError(
+          "no such service here: gradclip.v1.GradClip is, and \"\" for the server"));
     HealthCheckResponse response;
     response.set_status(health_.serving() ? HealthCheckResponse::SERVING
                                           : HealthCheckResponse::NOT_SERVING);
@@ -94,7 +105,7 @@ class HealthService::Watch final : public Exchange {
  private:
   void TakeService(const std::string& service) override {
     absl::StatusOr<CallLimits::Place> place = health_.watching_.Enter(host_);
-    if (!place.ok()) return End(TooMany());
+    if (!place.ok()) return End(TooMany(kMaxWatchingPerHost, "watches"));
     place_ = *std::move(place);
     here_ = IsHere(service);
     const auto self = std::static_pointer_cast<Watch>(shared_from_this());
@@ -103,7 +114,8 @@ class HealthService::Watch final : public Exchange {
   }
 
   void OnWritten() override { Tell(); }
-  void OnEnded() override {
+  void OnEnded(const absl::Status& status) override {
+    Exchange::OnEnded(status);
     health_.RemoveWatch(std::static_pointer_cast<Watch>(shared_from_this()));
   }
 
@@ -130,10 +142,7 @@ template <typename Call>
 grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* HealthService::Make(
     grpc::CallbackServerContext* context) {
   const auto call = std::make_shared<Call>(*this, context);
-  absl::Status refused;
-  if (!open_) refused = CallerOf(*context, environment_).status();
-  if (refused.ok()) refused = call->Enter();
-  call->Begin(refused);
+  call->Begin();
   return call.get();
 }
 

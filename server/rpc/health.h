@@ -1,5 +1,6 @@
 // gRPC's health service: whether the server serves. Thread-safe. Its own, as gRPC's answers
-// everybody, and receives requests of any size for any time.
+// everybody, and receives requests on any number of streams for any time. (Of a request that is
+// received gRPC still takes up to the largest message, before it is found to be too large.)
 #ifndef GRADCLIP_SERVER_RPC_HEALTH_H_
 #define GRADCLIP_SERVER_RPC_HEALTH_H_
 

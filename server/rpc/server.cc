@@ -13,7 +13,6 @@
 #include <thread>
 #include <utility>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/synchronization/notification.h"
@@ -180,7 +179,8 @@ Server::Server(const Options& options, std::unique_ptr<Backend> backend, Log& lo
                    .admission_timeout = options.admission_timeout,
                    .idle_timeout = options.idle_timeout},
       service_(environment_, DescribeServer(options, *backend_)),
-      health_(environment_, options.open_health) {}
+      health_(environment_, options.open_health),
+      unknown_methods_(environment_) {}
 
 absl::Status Server::Follow(const Options& options) {
   if (!options.tls_cert.empty()) {
@@ -239,22 +239,25 @@ absl::Status Server::Listen(const Options& options) {
   if (!options.unix_socket_uids.empty()) allowed_uids = options.unix_socket_uids;
   connections_ = std::make_unique<Connections>(
       builder, tls_ == nullptr ? grpc::InsecureServerCredentials() : tls_->credentials(),
-      unix_sockets, std::move(allowed_uids));
+      unix_sockets, allowed_uids);
   builder.RegisterService(&service_);
   builder.RegisterService(&health_);
+  builder.RegisterCallbackGenericService(&unknown_methods_);
   builder.SetOption(std::make_unique<Reflection>(options.reflection));
   server_ = builder.BuildAndStart();
   if (server_ == nullptr) return absl::UnavailableError("gRPC could not start the server");
   acceptor_ = std::make_unique<Acceptor>(
       std::move(listeners),
       Acceptor::Limits{.connections = options.max_connections,
-                       .connections_per_peer = options.max_connections_per_peer},
-      [this](FileDescriptor connection, const Peer& peer) {
-        if (connections_->Take(std::move(connection), peer)) return;
-        log_.Warning("connection refused: no more users of unix sockets can be told apart",
-                     {{"peer", peer.host}, {"limit", Connections::kMaxUsers}});
+                       .connections_per_peer = options.max_connections_per_peer,
+                       .known_uids = allowed_uids},
+      [this, told = false](FileDescriptor connection, const Peer& peer) mutable {
+        if (connections_->Take(std::move(connection), peer) || std::exchange(told, true)) return;
+        log_.Warning("connections of more users of unix sockets than can be told apart are refused",
+                     {{"first", peer.host}, {"limit", kMaxUnixUsers}});
       },
       log_, limit_hits_);
+  acceptor_->Start();
   return absl::OkStatus();
 }
 

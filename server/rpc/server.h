@@ -79,6 +79,7 @@ class Server {
   Environment environment_;
   Service service_;
   HealthService health_;
+  UnknownMethods unknown_methods_;
   std::vector<std::string> addresses_;
   std::unique_ptr<RenewedCredentials> tls_;      // null without --tls-cert
   std::unique_ptr<MemorySocket> memory_socket_;  // null without --memory-socket

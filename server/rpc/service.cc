@@ -6,6 +6,8 @@
 #include <memory>
 #include <utility>
 
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
 #include "server/rpc/caller.h"
 #include "server/rpc/clip_grad_norm_call.h"
 #include "server/rpc/compute_norm_call.h"
@@ -40,15 +42,10 @@ class Service::GetServerInfoCall final : public ShortCall {
     record_.rpc = "GetServerInfo";
   }
 
-  // Whether the call may go on; fills in what this caller may do.
-  absl::Status Enter(const grpc::CallbackServerContext& context) {
-    record_.status = TryToEnter(context);
-    return record_.status;
-  }
-
  private:
-  absl::Status TryToEnter(const grpc::CallbackServerContext& context) {
-    absl::StatusOr<Caller> caller = CallerOf(context, environment_);
+  // Also fills in what this caller may do.
+  absl::Status Enter() override {
+    absl::StatusOr<Caller> caller = CallerOf(*context_, environment_);
     if (!caller.ok()) return caller.status();
     record_.caller = caller->identity;
     if (environment_.watchdog.closed()) return Draining();
@@ -67,7 +64,9 @@ class Service::GetServerInfoCall final : public ShortCall {
 
   void Start() override { AnswerAndEnd(info_); }
 
-  void OnEnded() override {
+  void OnEnded(const absl::Status& status) override {
+    place_ = CallLimits::Place();
+    record_.status = status;
     record_.milliseconds =
         absl::ToDoubleMilliseconds(absl::FromChrono(std::chrono::steady_clock::now() - begin_));
     environment_.limit_hits.Count(record_.status);
@@ -93,7 +92,34 @@ Service::Service(Environment& environment, v1::GetServerInfoResponse info)
 grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* Service::GetServerInfo(
     grpc::CallbackServerContext* context) {
   const auto call = std::make_shared<GetServerInfoCall>(environment_, context, info_);
-  call->Begin(call->Enter(*context));
+  call->Begin();
+  return call.get();
+}
+
+namespace {
+
+// Ends at once. (gRPC's own answer would not be counted as a call of the connection.)
+class UnknownMethod final : public ShortCall {
+ public:
+  UnknownMethod(Environment& environment, grpc::GenericCallbackServerContext* context)
+      : ShortCall(environment, context), method_(context->method()) {}
+
+ private:
+  absl::Status Enter() override {
+    return absl::UnimplementedError(absl::StrCat(
+        "there is no method ", absl::Utf8SafeCEscape(method_.substr(0, 256)), " here"));
+  }
+  void Start() override {}
+
+  const std::string method_;
+};
+
+}  // namespace
+
+grpc::ServerGenericBidiReactor* UnknownMethods::CreateReactor(
+    grpc::GenericCallbackServerContext* context) {
+  const auto call = std::make_shared<UnknownMethod>(environment_, context);
+  call->Begin();
   return call.get();
 }
 

@@ -1,7 +1,8 @@
-// The contract's service: makes a call object per RPC. Thread-safe.
+// The contract's service, and what answers in its absence: a call object per RPC. Thread-safe.
 #ifndef GRADCLIP_SERVER_RPC_SERVICE_H_
 #define GRADCLIP_SERVER_RPC_SERVICE_H_
 
+#include <grpcpp/generic/async_generic_service.h>
 #include <grpcpp/grpcpp.h>
 
 #include <utility>
@@ -14,6 +15,18 @@ namespace gradclip {
 // The streaming RPCs take raw ByteBuffers: generated classes would copy every payload.
 using ServiceBase = v1::GradClip::WithRawCallbackMethod_ComputeNorm<
     v1::GradClip::WithRawCallbackMethod_ClipGradNorm<v1::GradClip::Service>>;
+
+// Answers calls of methods that are not here.
+class UnknownMethods final : public grpc::CallbackGenericService {
+ public:
+  explicit UnknownMethods(Environment& environment) : environment_(environment) {}
+
+  grpc::ServerGenericBidiReactor* CreateReactor(
+      grpc::GenericCallbackServerContext* context) override;
+
+ private:
+  Environment& environment_;
+};
 
 class Service final : public ServiceBase {
  public:

@@ -21,11 +21,11 @@ absl::Status Gone() {
 
 }  // namespace
 
-void ShortCall::Begin(const absl::Status& refused) {
-  const absl::Status guarded = environment_.connection_guard.Begin(peer_);
+void ShortCall::Begin() {
+  absl::Status may = environment_.connection_guard.Begin(peer_);
   environment_.watchdog.AddShort(shared_from_this());
-  if (!guarded.ok()) return End(guarded);
-  if (!refused.ok()) return End(refused);
+  if (may.ok()) may = Enter();
+  if (!may.ok()) return End(may);
   Start();
 }
 
@@ -49,7 +49,12 @@ void ShortCall::AnswerAndEnd(const google::protobuf::MessageLite& response) {
 }
 
 void ShortCall::End(const absl::Status& status) {
-  if (BeforeOperation(/*last=*/true)) Finish(ToGrpcStatus(status));
+  if (!BeforeOperation(/*last=*/true)) return;
+  {
+    const std::lock_guard lock(mutex_);
+    if (status_.ok()) status_ = status;
+  }
+  Finish(ToGrpcStatus(status));
 }
 
 bool ShortCall::BeforeOperation(bool last) {
@@ -95,8 +100,17 @@ void ShortCall::OnCancel() {
 void ShortCall::OnDone() {
   const std::shared_ptr<ShortCall> self = shared_from_this();
   environment_.watchdog.Remove(this);
-  environment_.connection_guard.End(peer_, context_->IsCancelled());
-  OnEnded();
+  absl::Status status;
+  bool expired = false;
+  {
+    const std::lock_guard lock(mutex_);
+    expired = expiring_ != nullptr;
+    status = status_.ok() && context_->IsCancelled() ? Gone() : status_;
+  }
+  const bool cancelled_by_peer =
+      context_->IsCancelled() && !expired && !environment_.watchdog.closed();
+  environment_.connection_guard.End(peer_, ConnectionGuard::IsReset(cancelled_by_peer, begin_));
+  OnEnded(status);
 }
 
 bool ShortCall::ShouldExpire(SteadyTime now) {
@@ -106,14 +120,18 @@ bool ShortCall::ShouldExpire(SteadyTime now) {
   // The context is valid here: OnDone() has to take the call from the watchdog first.
   expiring_ = context_->c_call();
   grpc_call_ref(expiring_);
+  status_ = absl::DeadlineExceededError(absl::StrFormat(
+      "the caller has neither sent its request nor read the answer for %s (--idle-timeout)",
+      absl::FormatDuration(environment_.idle_timeout)));
   return true;
 }
 
 void ShortCall::Expire() {
-  const std::string reason = absl::StrFormat(
-      "the caller has neither sent its request nor read the answer for %s "
-      "(--idle-timeout)",
-      absl::FormatDuration(environment_.idle_timeout));
+  std::string reason;
+  {
+    const std::lock_guard lock(mutex_);
+    reason = std::string(status_.message());
+  }
   grpc_call_cancel_with_status(expiring_, GRPC_STATUS_DEADLINE_EXCEEDED, reason.c_str(), nullptr);
   grpc_call_unref(expiring_);
 }

@@ -12,6 +12,7 @@
 #include <google/protobuf/message_lite.h>
 #include <grpcpp/grpcpp.h>
 
+#include <chrono>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -26,8 +27,8 @@ class ShortCall : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuf
                   public Watched,
                   public std::enable_shared_from_this<ShortCall> {
  public:
-  // Once. Goes on with Start(), or ends the call with `refused` where that is an error.
-  void Begin(const absl::Status& refused);
+  // Once. Goes on with Start(), or ends the call where Enter() or the connection's guard says so.
+  void Begin();
 
  protected:
   ShortCall(Environment& environment, grpc::CallbackServerContext* context)
@@ -35,10 +36,11 @@ class ShortCall : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuf
 
   // --- What the RPC provides; each may start one operation ---
 
+  virtual absl::Status Enter() { return absl::OkStatus(); }  // whether the call may be made
   virtual void Start() = 0;
   virtual void Take(const std::string& /*request*/) {}  // after ReadRequest()
   virtual void OnWritten() {}                           // after Answer()
-  virtual void OnEnded() {}
+  virtual void OnEnded(const absl::Status& /*status*/) {}
 
   // --- Operations. Without effect after the call's end, or with the peer gone ---
 
@@ -49,6 +51,8 @@ class ShortCall : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuf
   void End(const absl::Status& status);
 
   Environment& environment_;
+  grpc::CallbackServerContext* const context_;
+  const std::string peer_;
 
  private:
   void OnReadDone(bool ok) override;
@@ -63,8 +67,7 @@ class ShortCall : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuf
   [[nodiscard]] bool BeforeOperation(bool last);
   [[nodiscard]] bool AfterOperation();
 
-  grpc::CallbackServerContext* const context_;
-  const std::string peer_;
+  const SteadyTime begin_ = std::chrono::steady_clock::now();
   grpc::ByteBuffer request_;
   grpc::ByteBuffer response_;
 
@@ -75,6 +78,7 @@ class ShortCall : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuf
   bool ended_ = false;             // the last operation is outstanding
   bool cancelled_ = false;         // by the peer or the watchdog
   grpc_call* expiring_ = nullptr;  // a reference held for Expire()
+  absl::Status status_;            // what it ends with
 };
 
 }  // namespace gradclip

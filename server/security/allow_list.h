@@ -1,5 +1,5 @@
 // Which identity may do what, as an operator's file says it (--allow). An identity is the name of a
-// token or of a certificate, or uid:N for a user of the memory socket; callers without a name have
+// token or of a certificate, or uid:N for a user of a unix socket; callers without a name have
 // the empty one.
 // Permission and AllowList are values, the checks pure functions, Permissions is thread-safe.
 #ifndef GRADCLIP_SERVER_SECURITY_ALLOW_LIST_H_
@@ -14,6 +14,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"

@@ -76,6 +76,7 @@ class AcceptorTest : public testing::Test {
           taken_.Take(std::move(connection), peer);
         },
         log_, hits_);
+    acceptor_->Start();
   }
 
   std::string UnixAddress() { return absl::StrCat("unix:", folder_ / "socket"); }
@@ -155,6 +156,13 @@ TEST_F(AcceptorTest, ClosesWhatIsOverTheLimitOfOnePeer) {
   const FileDescriptor other = Dial(addresses_[1]);
   const Taken::One second = taken_.Next();
   EXPECT_TRUE(second.peer.uid.has_value());
+}
+
+TEST_F(AcceptorTest, TakesUsersThatAreNotKnownForOne) {
+  Listen({UnixAddress()},
+         {.connections = 10, .connections_per_peer = 10, .known_uids = {{geteuid() + 1}}});
+  const FileDescriptor connection = Dial(addresses_[0]);
+  EXPECT_EQ(taken_.Next().peer.host, "users that may not call");
 }
 
 TEST_F(AcceptorTest, CutsTheConnectionOfAnAddressAlone) {

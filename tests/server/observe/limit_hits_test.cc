@@ -23,6 +23,7 @@ TEST(LimitHitsTest, CountsNothingElse) {
   hits.Count(absl::InvalidArgumentError(""));
   hits.Count(absl::InvalidArgumentError("(--"));
   hits.Count(absl::InvalidArgumentError("(--max-callsX (--no-such-flag) --max-calls"));
+  hits.Count(absl::PermissionDeniedError("job \"a\\\" (--max-ranges\" may not (quoted)"));
   hits.Count("no-such-flag");
   for (const absl::string_view limit : LimitHits::kLimits) {
     EXPECT_EQ(hits.of(limit), limit == "max-calls" ? 1U : 0U) << limit;

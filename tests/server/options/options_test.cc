@@ -394,6 +394,32 @@ TEST(Options, LimitsOfOneCallerArePartsOfThoseOfAll) {
   }
 }
 
+TEST(Options, UsersOfUnixSocketsAreListedByNumber) {
+  const absl::StatusOr<Options> two =
+      Parse({"--listen=unix:/tmp/x", "--unix-socket-uids=1", "--unix-socket-uids=1000"});
+  ASSERT_TRUE(two.ok()) << two.status();
+  EXPECT_EQ(two->unix_socket_uids, (std::vector<uid_t>{1, 1000}));
+  EXPECT_TRUE(two->warnings.empty());
+  EXPECT_EQ(two->max_bytes_per_caller, two->memory_budget / 2);
+
+  // An empty variable is no list of nobody, and none of everybody.
+  EXPECT_FALSE(Parse({}, {"GRADCLIP_UNIX_SOCKET_UIDS="}).ok());
+  EXPECT_FALSE(Parse({"--unix-socket-uids=me"}).ok());
+
+  const absl::StatusOr<Options> pointless = Parse({"--unix-socket-uids=1"});
+  ASSERT_TRUE(pointless.ok()) << pointless.status();
+  ASSERT_EQ(pointless->warnings.size(), 1U);
+  EXPECT_THAT(pointless->warnings[0], HasSubstr("--unix-socket-uids has no effect"));
+
+  std::vector<std::string> many = {"--listen=unix:/tmp/x"};
+  for (size_t uid = 0; uid < kMaxUnixUsers; ++uid) {
+    many.push_back("--unix-socket-uids=" + std::to_string(uid));
+  }
+  EXPECT_TRUE(Parse(many).ok());
+  many.push_back("--unix-socket-uids=1000");
+  EXPECT_THAT(std::string(Parse(many).status().message()), HasSubstr("at most 64 users"));
+}
+
 TEST(Options, DefaultsThatHelpStatesAreThoseThatHold) {
   for (const Flag& flag : AllFlags()) {
     const absl::string_view in_words[] = {"memory-budget",

@@ -11,6 +11,7 @@
 
 #include "tests/client/files/file_bytes.h"
 #include "tests/server/net/dial.h"
+#include "tests/server/rpc/generic_call.h"
 #include "tests/server/rpc/server_fixture.h"
 
 namespace gradclip {
@@ -238,6 +239,54 @@ TEST_F(LimitsTest, SilenceOfAPeer) {
   AwaitCalls(1);
   AwaitCalls(0);
   while (server_->connections() > 0) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+}
+
+// Methods that are not here count, too.
+TEST_F(LimitsTest, CallsOfUnknownMethodsOnOneConnection) {
+  options_.max_resets = 10;
+  Serve();
+  for (int i = 0; i < 30; ++i) {
+    GenericCall call(channel_, "/no/such.Method");
+    const grpc::Status status = call.Finish();
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::UNIMPLEMENTED);
+    EXPECT_THAT(status.error_message(), HasSubstr("/no/such.Method"));
+  }
+  EXPECT_EQ(server_->limit_hits().of("max-resets"), 0U);  // they were not cancelled
+  EXPECT_TRUE(Status().ok());
+}
+
+// A caller's start messages leave room for those of others.
+TEST_F(LimitsTest, DeclarationsOfOneCaller) {
+  const Folder folder;
+  options_.listen.push_back("unix:" + std::string(folder / "socket"));
+  options_.memory_budget = options_.max_call_bytes = uint64_t{1} << 20;
+  Serve();
+  v1::ClipGradNormRequest large = ClipStart(1, 0);
+  large.mutable_start()->set_reply(v1::REPLY_COEFFICIENT);
+  for (int i = 1; i < 131072; ++i) {
+    *large.mutable_start()->add_tensors() = large.start().tensors(0);
+  }
+  const auto open = [&](v1::GradClip::Stub& stub) {
+    OpenCall call{std::make_unique<grpc::ClientContext>(), nullptr};
+    call.stream = stub.ClipGradNorm(call.context.get());
+    EXPECT_TRUE(call.stream->Write(large));
+    return call;
+  };
+  OpenCall first = open(*stub_);
+  // The same again once the first is parsed: there is no room for two of one caller.
+  Reply second;
+  do {
+    second = Clip({large});
+  } while (second.status.ok());
+  EXPECT_EQ(second.status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_THAT(second.status.error_message(), HasSubstr("for one"));
+
+  const auto other = Connect(1);
+  OpenCall third = open(*other);
+  third.stream->WritesDone();
+  EXPECT_TRUE(Drain(*third.stream).status.ok());
+  first.stream->WritesDone();
+  EXPECT_TRUE(Drain(*first.stream).status.ok());
 }
 
 TEST_F(LimitsTest, CallsDroppedAsFastAsTheyAreMade) {

@@ -144,7 +144,7 @@ TEST_F(UnixUsersTest, AreRefusedOnceTooManyHaveBeenToldApart) {
   if (geteuid() != 0) GTEST_SKIP() << "only root can connect as others";
   Serve();
   LetOthersReachTheSocket();
-  for (uid_t uid = 1001; uid < 1001 + Connections::kMaxUsers; ++uid) {
+  for (uid_t uid = 1001; uid < 1001 + kMaxUnixUsers; ++uid) {
     ASSERT_TRUE(Ask(*ConnectAs(uid)).ok()) << uid;
   }
   EXPECT_EQ(Ask(*ConnectAs(5000)).error_code(), grpc::StatusCode::UNAVAILABLE);
