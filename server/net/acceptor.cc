@@ -95,7 +95,7 @@ std::string HostOf(absl::string_view grpc_peer) {
 
 Acceptor::Acceptor(std::vector<Listener> listeners, Limits limits, Take take, Log& log,
                    LimitHits& hits)
-    : limits_(limits),
+    : limits_(std::move(limits)),
       take_(std::move(take)),
       log_(log),
       hits_(hits),

@@ -86,10 +86,10 @@ Service::Service(Environment& environment, v1::GetServerInfoResponse info)
   MarkMethodRawCallback(
       kGetServerInfo,
       new grpc::internal::CallbackBidiHandler<grpc::ByteBuffer, grpc::ByteBuffer>(
-          [this](grpc::CallbackServerContext* context) { return GetServerInfo(context); }));
+          [this](grpc::CallbackServerContext* context) { return MakeGetServerInfo(context); }));
 }
 
-grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* Service::GetServerInfo(
+grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* Service::MakeGetServerInfo(
     grpc::CallbackServerContext* context) {
   const auto call = std::make_shared<GetServerInfoCall>(environment_, context, info_);
   call->Begin();

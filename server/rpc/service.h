@@ -42,7 +42,7 @@ class Service final : public ServiceBase {
   class GetServerInfoCall;
 
   // Served as a stream: see ShortCall.
-  grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* GetServerInfo(
+  grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* MakeGetServerInfo(
       grpc::CallbackServerContext* context);
 
   Environment& environment_;

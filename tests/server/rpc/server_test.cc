@@ -220,7 +220,8 @@ TEST_F(ServerTest, RefusesDeclarationsThatDoNotFitBesideOthersUntilThoseHaveEnde
   Serve();
   v1::ClipGradNormRequest start = ClipStart(1, 0);
   start.mutable_start()->set_reply(v1::REPLY_COEFFICIENT);
-  // Near the limit of 131,072, at 256 bytes each: two such calls are more than 64 MiB.
+  // Near the limit of 131,072, at 256 bytes each: two such calls are more than the 64 MiB of one
+  // caller.
   while (start.start().tensors_size() < 131'000) {
     *start.mutable_start()->add_tensors() = start.start().tensors(0);
   }
@@ -232,7 +233,7 @@ TEST_F(ServerTest, RefusesDeclarationsThatDoNotFitBesideOthersUntilThoseHaveEnde
     reply = Clip({start});
   } while (reply.status.ok());
   EXPECT_EQ(reply.status.error_code(), grpc::StatusCode::UNAVAILABLE);
-  EXPECT_THAT(reply.status.error_message(), HasSubstr("of the 67108864 bytes set aside for them"));
+  EXPECT_THAT(reply.status.error_message(), HasSubstr("of the 67108864 for one"));
   EXPECT_THAT(reply.status.error_message(), HasSubstr("(--memory-budget)"));
   context.TryCancel();
   Drain(*holder);
