@@ -169,9 +169,8 @@ const std::vector<Flag>& AllFlags() {
        "are taken over. A client certificate, under --tls-client-ca, takes a token's place.",
        "none: whoever can connect may call", false, File(&Options::auth_token_file)},
       {"unix-socket-uids", "UID",
-       "Users who may call over the unix sockets of --listen without a token, by number; others "
-       "need "
-       "\none, or may not call. Lets every user connect (mode 0666). May be given up to 64 times.",
+       "Users who may call over the unix sockets of --listen without a token, by number; others\n"
+       "need one, or may not call. Lets every user connect (mode 0666). Up to 64 times.",
        "whoever the socket's file and folder let connect", true,
        AddUid(&Options::unix_socket_uids)},
       {"allow", "FILE",
@@ -231,8 +230,9 @@ const std::vector<Flag>& AllFlags() {
        "many is cut.",
        "512", false, CountBetween(&Options::max_streams_per_connection, 1, 1000000)},
       {"max-resets", "COUNT",
-       "Most calls in a second that one TCP connection may cancel; then it is cut (HTTP/2 rapid\n"
-       "reset). A proxy in front that shares connections among clients needs more.",
+       "Most calls in a second that one TCP connection may cancel within a second of making them;\n"
+       "then it is cut (HTTP/2 rapid reset). A proxy that shares connections among clients needs "
+       "more.",
        "100", false, CountBetween(&Options::max_resets, 1, 1000000)},
       {"max-metadata-bytes", "BYTES", "Largest metadata of a call, 1KiB to 1MiB.", "16KiB", false,
        BytesBetween(&Options::max_metadata_bytes, uint64_t{1} << 10, uint64_t{1} << 20)},
