@@ -181,31 +181,14 @@ const Permission* AllowList::Find(absl::string_view identity) const {
 }
 
 absl::StatusOr<std::unique_ptr<Permissions>> Permissions::Make(const std::string& allow, Log& log) {
-  std::unique_ptr<Permissions> permissions(new Permissions(allow));
-  const auto take = [self = permissions.get(), &log]() -> absl::StatusOr<absl::Time> {
-    const absl::StatusOr<std::string> text = ReadFlagFile(kFlag, self->path_);
-    if (!text.ok()) return text.status();
-    absl::StatusOr<AllowList> list = AllowList::Parse(*text);
-    if (!list.ok()) return RefuseFlagFile(kFlag, self->path_, list.status().message());
-    log.Info("permissions in use", {{"identities", list->size()}});
-    const auto shared = std::make_shared<const AllowList>(*std::move(list));
-    const std::lock_guard lock(self->mutex_);
-    self->list_ = shared;
-    return absl::InfiniteFuture();
-  };
-  auto followed = FollowedFiles::Follow("permissions", {allow}, take, log);
-  if (!followed.ok()) return followed.status();
-  permissions->followed_ = *std::move(followed);
-  return permissions;
+  auto list = FollowedValue<AllowList>::Make("permissions", std::string(kFlag), allow, log);
+  if (!list.ok()) return list.status();
+  return std::unique_ptr<Permissions>(new Permissions(*std::move(list)));
 }
 
 absl::StatusOr<std::shared_ptr<const Permission>> Permissions::Of(
     absl::string_view identity) const {
-  std::shared_ptr<const AllowList> list;
-  {
-    const std::lock_guard lock(mutex_);
-    list = list_;
-  }
+  const std::shared_ptr<const AllowList> list = list_->now();
   const Permission* const permission = list->Find(identity);
   if (permission != nullptr) return std::shared_ptr<const Permission>(std::move(list), permission);
   if (identity.empty()) {

@@ -11,7 +11,6 @@
 #include <limits>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <string>
 #include <utility>
@@ -21,7 +20,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "server/observe/log.h"
-#include "server/security/followed_files.h"
+#include "server/security/followed_value.h"
 
 namespace gradclip {
 
@@ -77,12 +76,9 @@ class Permissions {
   absl::StatusOr<std::shared_ptr<const Permission>> Of(absl::string_view identity) const;
 
  private:
-  explicit Permissions(std::string path) : path_(std::move(path)) {}
+  explicit Permissions(std::unique_ptr<FollowedValue<AllowList>> list) : list_(std::move(list)) {}
 
-  const std::string path_;
-  mutable std::mutex mutex_;
-  std::shared_ptr<const AllowList> list_;    // guarded by mutex_
-  std::unique_ptr<FollowedFiles> followed_;  // last: reads the file again
+  const std::unique_ptr<FollowedValue<AllowList>> list_;
 };
 
 }  // namespace gradclip

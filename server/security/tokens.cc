@@ -88,22 +88,9 @@ const std::string* Tokens::Find(absl::string_view token) const {
 
 absl::StatusOr<std::unique_ptr<Callers>> Callers::Make(const std::string& auth_token_file,
                                                        Log& log) {
-  std::unique_ptr<Callers> callers(new Callers(auth_token_file));
-  const auto take = [self = callers.get(), &log]() -> absl::StatusOr<absl::Time> {
-    const absl::StatusOr<std::string> text = ReadFlagFile(kFlag, self->path_);
-    if (!text.ok()) return text.status();
-    absl::StatusOr<Tokens> tokens = Tokens::Parse(*text);
-    if (!tokens.ok()) return RefuseFlagFile(kFlag, self->path_, tokens.status().message());
-    log.Info("tokens in use", {{"tokens", tokens->size()}});
-    const auto shared = std::make_shared<const Tokens>(*std::move(tokens));
-    const std::lock_guard lock(self->mutex_);
-    self->tokens_ = shared;
-    return absl::InfiniteFuture();
-  };
-  auto followed = FollowedFiles::Follow("tokens", {auth_token_file}, take, log);
-  if (!followed.ok()) return followed.status();
-  callers->followed_ = *std::move(followed);
-  return callers;
+  auto tokens = FollowedValue<Tokens>::Make("tokens", std::string(kFlag), auth_token_file, log);
+  if (!tokens.ok()) return tokens.status();
+  return std::unique_ptr<Callers>(new Callers(*std::move(tokens)));
 }
 
 absl::StatusOr<std::string> Callers::Authenticate(
@@ -118,11 +105,7 @@ absl::StatusOr<std::string> Callers::Authenticate(
     return absl::UnauthenticatedError(
         "the metadata authorization is not of the form Bearer TOKEN, which this server wants");
   }
-  std::shared_ptr<const Tokens> tokens;
-  {
-    const std::lock_guard lock(mutex_);
-    tokens = tokens_;
-  }
+  const std::shared_ptr<const Tokens> tokens = tokens_->now();
   const std::string* const name = tokens->Find(authorization->substr(kScheme.size()));
   if (name == nullptr) {
     return absl::UnauthenticatedError(

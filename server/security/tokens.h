@@ -6,16 +6,16 @@
 
 #include <array>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "server/observe/log.h"
-#include "server/security/followed_files.h"
+#include "server/security/followed_value.h"
 
 namespace gradclip {
 
@@ -57,12 +57,9 @@ class Callers {
   absl::StatusOr<std::string> Authenticate(std::optional<absl::string_view> authorization) const;
 
  private:
-  explicit Callers(std::string path) : path_(std::move(path)) {}
+  explicit Callers(std::unique_ptr<FollowedValue<Tokens>> tokens) : tokens_(std::move(tokens)) {}
 
-  const std::string path_;
-  mutable std::mutex mutex_;
-  std::shared_ptr<const Tokens> tokens_;     // guarded by mutex_
-  std::unique_ptr<FollowedFiles> followed_;  // last: reads the file again
+  const std::unique_ptr<FollowedValue<Tokens>> tokens_;
 };
 
 }  // namespace gradclip

@@ -314,7 +314,7 @@ TEST_F(PermissionsTest, TakesAChangedFileOverAndLeavesWhatWasHandedOut) {
   EXPECT_TRUE(Await([&] { return !permissions_->Of("trainer").ok(); }));
   permissions_.reset();
   EXPECT_EQ((*before)->max_gradient_bytes, 100);
-  EXPECT_THAT(log_.End(), HasSubstr("permissions in use identities=2"));
+  EXPECT_THAT(log_.End(), HasSubstr("permissions in use count=2"));
 }
 
 TEST_F(PermissionsTest, StaysWithWhatItHasWhileTheFileCannotBeUsedAndSaysWhy) {
