@@ -188,7 +188,7 @@ absl::StatusOr<std::unique_ptr<Permissions>> Permissions::Make(const std::string
 
 absl::StatusOr<std::shared_ptr<const Permission>> Permissions::Of(
     absl::string_view identity) const {
-  const std::shared_ptr<const AllowList> list = list_->now();
+  std::shared_ptr<const AllowList> list = list_->now();
   const Permission* const permission = list->Find(identity);
   if (permission != nullptr) return std::shared_ptr<const Permission>(std::move(list), permission);
   if (identity.empty()) {

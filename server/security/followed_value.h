@@ -23,8 +23,9 @@ class FollowedValue {
   // Follows the file of `flag`; `what` is in it, for the log: "tokens". Errors as Value::Parse and
   // ReadFlagFile, naming the flag. A new version that can't be used is reported in the log, and
   // changes nothing. `log` must outlive this.
-  static absl::StatusOr<std::unique_ptr<FollowedValue>> Make(std::string what, std::string flag,
-                                                             std::string path, Log& log) {
+  static absl::StatusOr<std::unique_ptr<FollowedValue>> Make(const std::string& what,
+                                                             const std::string& flag,
+                                                             const std::string& path, Log& log) {
     std::unique_ptr<FollowedValue> value(new FollowedValue);
     const auto take = [self = value.get(), what, flag, path, &log]() -> absl::StatusOr<absl::Time> {
       const absl::StatusOr<std::string> text = ReadFlagFile(flag, path);
