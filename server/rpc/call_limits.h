@@ -17,6 +17,8 @@ class CallLimits {
   // --max-calls and --max-calls-per-caller
   CallLimits(uint64_t calls, uint64_t calls_per_caller)
       : max_calls_(calls), max_calls_per_caller_(calls_per_caller) {}
+  // The last call has ended, on another thread: gRPC keeps the order, and the lock shows it.
+  ~CallLimits() { const std::lock_guard lock(mutex_); }
 
   // A call's place, given back on destruction. Movable; must not outlive the limits.
   class Place {

@@ -40,6 +40,8 @@ class ConnectionGuard {
 
   ConnectionGuard(Limits limits, Cut cut, Log& log, LimitHits& hits)
       : limits_(limits), cut_(std::move(cut)), log_(log), hits_(hits) {}
+  // The last call has ended, on another thread: gRPC keeps the order, and the lock shows it.
+  ~ConnectionGuard() { const std::lock_guard lock(mutex_); }
 
   // What gRPC is given for --max-streams-per-connection.
   static uint64_t TransportStreams(uint64_t streams) { return 2 * streams; }

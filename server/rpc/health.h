@@ -28,6 +28,8 @@ class HealthService final : public grpc::Service {
 
   // `open`: also for callers without token or certificate (--open-health). Serves from the start.
   HealthService(Environment& environment, bool open);
+  // The last call has ended, on another thread: gRPC keeps the order, and the lock shows it.
+  ~HealthService() override { const std::lock_guard lock(mutex_); }
 
   // From here on it does not serve, which watchers are told.
   void StopServing();
