@@ -1,21 +1,17 @@
-#include "server/net/acceptor.h"
-
-#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <sys/resource.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <chrono>
-#include <condition_variable>
-#include <memory>
-#include <mutex>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "tests/client/files/file_bytes.h"
+#include "tests/server/net/acceptor_fixture.h"
 #include "tests/server/net/dial.h"
 
 namespace gradclip {
@@ -23,72 +19,6 @@ namespace {
 
 using std::chrono::milliseconds;
 using std::chrono::steady_clock;
-
-constexpr Acceptor::Limits kMany = {.connections = 1000, .connections_per_peer = 1000};
-
-// What is handed on, held as gRPC would.
-class Taken {
- public:
-  struct One {
-    FileDescriptor connection;
-    Peer peer;
-  };
-
-  void Take(FileDescriptor connection, const Peer& peer) {
-    const std::lock_guard lock(mutex_);
-    all_.push_back({std::move(connection), peer});
-    changed_.notify_all();
-  }
-
-  // The next one.
-  One Next() {
-    std::unique_lock lock(mutex_);
-    changed_.wait(lock, [this] { return !all_.empty(); });
-    One one = std::move(all_.front());
-    all_.erase(all_.begin());
-    return one;
-  }
-
-  bool empty() {
-    const std::lock_guard lock(mutex_);
-    return all_.empty();
-  }
-
- private:
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::vector<One> all_;
-};
-
-class AcceptorTest : public testing::Test {
- protected:
-  void Listen(const std::vector<std::string>& addresses, Acceptor::Limits limits = kMany) {
-    std::vector<Listener> listeners;
-    for (const std::string& address : addresses) {
-      absl::StatusOr<Listener> listener = Listener::Open(address, std::nullopt);
-      ASSERT_TRUE(listener.ok()) << listener.status();
-      addresses_.push_back(listener->address());
-      listeners.push_back(*std::move(listener));
-    }
-    acceptor_ = std::make_unique<Acceptor>(
-        std::move(listeners), limits,
-        [this](FileDescriptor connection, const Peer& peer) {
-          taken_.Take(std::move(connection), peer);
-        },
-        log_, hits_);
-    acceptor_->Start();
-  }
-
-  std::string UnixAddress() { return absl::StrCat("unix:", folder_ / "socket"); }
-
-  const Folder folder_;
-  const FileDescriptor null_{open("/dev/null", O_WRONLY | O_CLOEXEC)};
-  Log log_{LogFormat::kText, LogLevel::kInfo, null_.get()};
-  LimitHits hits_;
-  Taken taken_;
-  std::vector<std::string> addresses_;
-  std::unique_ptr<Acceptor> acceptor_;
-};
 
 TEST_F(AcceptorTest, SaysWhoConnects) {
   Listen({"127.0.0.1:0", "[::1]:0", UnixAddress()});
@@ -205,29 +135,6 @@ TEST_F(AcceptorTest, AcceptsNobodyOnceClosed) {
   for (const std::string& address : addresses_) EXPECT_FALSE(Dial(address).ok());
   EXPECT_EQ(acceptor_->connections(), 1U);
   acceptor_->Close();
-}
-
-// CVE-2023-4785: gRPC's own listeners stay dead once accept() has failed for want of descriptors.
-TEST_F(AcceptorTest, GoesOnOnceThereAreDescriptorsAgain) {
-  Listen({"127.0.0.1:0"});
-  FileDescriptor waiting;
-  {
-    rlimit before = {};
-    ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
-    FileDescriptor next(dup(null_.get()));
-    // One more, for the peer; none for the acceptor.
-    const rlimit few = {.rlim_cur = static_cast<rlim_t>(next.get()) + 1,
-                        .rlim_max = before.rlim_max};
-    next = FileDescriptor();
-    ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &few), 0);
-    waiting = Dial(addresses_[0]);
-    std::this_thread::sleep_for(milliseconds(250));
-    EXPECT_TRUE(taken_.empty());
-    ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
-  }
-  ASSERT_TRUE(waiting.ok());
-  const Taken::One taken = taken_.Next();
-  EXPECT_EQ(taken.peer.host, "127.0.0.1");
 }
 
 class Unread : public AcceptorTest, public testing::WithParamInterface<const char*> {
