@@ -17,12 +17,9 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/strings/str_cat.h"
-#include "absl/strings/string_view.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "server/memory/heap.h"
-#include "server/net/unix_socket.h"
 #include "server/observe/log.h"
 #include "server/options/options.h"
 #include "server/rpc/server.h"

@@ -172,10 +172,10 @@ bool Acceptor::AcceptSome(int listener, bool is_unix) {
 }
 
 std::string Acceptor::UserAsHost(uid_t uid) const {
-  const auto& known = limits_.known_uids;
+  const std::vector<uid_t>& listed = limits_.listed_uids;
   const bool counts =
-      !known.has_value() || std::find(known->begin(), known->end(), uid) != known->end();
-  return counts ? absl::StrCat("uid:", uid) : "users that may not call";
+      listed.empty() || std::find(listed.begin(), listed.end(), uid) != listed.end();
+  return counts ? absl::StrCat(kUserPrefix, uid) : std::string(kUnlistedUsers);
 }
 
 void Acceptor::Admit(FileDescriptor connection, Peer peer) {

@@ -29,11 +29,16 @@ namespace gradclip {
 // Who is at the other end of a connection.
 struct Peer {
   // Who counts as one: "10.1.2.3", "2001:db8:1:2::/64" (what one IPv6 host may have of addresses),
-  // or "uid:1000".
+  // "uid:1000", or kUnlistedUsers.
   std::string host;
   std::string address = {};       // as gRPC writes it: "ipv4:10.1.2.3:5123"; empty for unix sockets
   std::optional<uid_t> uid = {};  // of a unix socket's
 };
+
+// Users of unix sockets are called so, with their number; and together all those that are not
+// among Acceptor::Limits::listed_uids.
+inline constexpr absl::string_view kUserPrefix = "uid:";
+inline constexpr absl::string_view kUnlistedUsers = "users that may not call";
 
 // "10.1.2.3" for "ipv4:10.1.2.3:5123", which is how gRPC names a peer. What is neither IPv4 nor
 // IPv6 stays as it is.
@@ -44,14 +49,14 @@ class Acceptor {
   struct Limits {
     uint64_t connections = 0;           // --max-connections
     uint64_t connections_per_peer = 0;  // --max-connections-per-peer
-    // Users of unix sockets that count for themselves: all, or these, and the others for one.
-    std::optional<std::vector<uid_t>> known_uids = {};
+    // --unix-socket-uids; empty: every user of a unix socket counts for itself.
+    std::vector<uid_t> listed_uids = {};
   };
   // Takes over a connection, non-blocking; on the acceptor's thread.
   using Take = std::function<void(FileDescriptor connection, const Peer& peer)>;
 
-  // A connection over a limit is closed unanswered, logged once a second at most,
-  // and counted in `hits`. `log` and `hits` must outlive this.
+  // A connection over a limit is closed unanswered, logged once a second at most, and counted in
+  // `hits`. `log` and `hits` must outlive this.
   Acceptor(std::vector<Listener> listeners, Limits limits, Take take, Log& log, LimitHits& hits);
   ~Acceptor();  // as Close()
 

@@ -13,9 +13,6 @@
 namespace gradclip {
 namespace {
 
-// What begins so is a user of a unix socket, and never a name out of a certificate.
-constexpr absl::string_view kUserPrefix = "uid:";
-
 // Empty where there is none.
 std::string CertificateName(const grpc::ServerContextBase& context) {
   const std::shared_ptr<const grpc::AuthContext> peer = context.auth_context();
@@ -33,16 +30,15 @@ absl::StatusOr<std::string> IdentityOf(const grpc::ServerContextBase& context,
       return callers->Authenticate(absl::string_view(found->second.data(), found->second.size()));
     }
   }
-  if (const std::optional<UnixUser> user = UnixUserOf(context); user.has_value()) {
-    if (!user->allowed) {
+  if (std::optional<std::string> user = UnixUserOf(context); user.has_value()) {
+    if (*user == kUnlistedUsers) {
       return absl::PermissionDeniedError(
           "this user may not call over a unix socket of this server: its --unix-socket-uids says "
           "who may");
     }
-    if (callers == nullptr || environment.unix_users_need_no_token) {
-      return absl::StrCat(kUserPrefix, user->uid);
-    }
+    if (callers == nullptr || environment.unix_users_need_no_token) return *std::move(user);
   } else if (std::string name = CertificateName(context); !name.empty()) {
+    // A certificate makes nobody a user of a unix socket.
     if (absl::StartsWith(name, kUserPrefix)) {
       return absl::UnauthenticatedError(
           absl::StrCat("the name in the client's certificate begins with ", kUserPrefix,
@@ -57,9 +53,8 @@ absl::StatusOr<std::string> IdentityOf(const grpc::ServerContextBase& context,
 }  // namespace
 
 std::string HostOf(const grpc::ServerContextBase& context) {
-  const std::optional<UnixUser> user = UnixUserOf(context);
-  if (!user.has_value()) return HostOf(context.peer());
-  return user->allowed ? absl::StrCat(kUserPrefix, user->uid) : "users that may not call";
+  std::optional<std::string> user = UnixUserOf(context);
+  return user.has_value() ? *std::move(user) : HostOf(context.peer());
 }
 
 absl::StatusOr<Caller> CallerOf(const grpc::ServerContextBase& context,

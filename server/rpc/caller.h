@@ -20,8 +20,7 @@ struct Caller {
   std::string account;
 };
 
-// Who a call counts for where nobody says who they are: the user of a unix socket (all those who
-// may not call are one), or the host.
+// Who a call counts for where nobody says who they are: its Peer::host.
 std::string HostOf(const grpc::ServerContextBase& context);
 
 // UNAUTHENTICATED for a token that is not known, and for a caller without any of the three where

@@ -4,20 +4,14 @@
 #include <grpcpp/security/auth_metadata_processor.h>
 #include <grpcpp/security/server_credentials.h>
 
-#include <algorithm>
 #include <mutex>
 #include <string>
 #include <utility>
-
-#include "absl/strings/numbers.h"
 
 namespace gradclip {
 namespace {
 
 constexpr char kUserProperty[] = "gradclip_unix_user";
-
-// In place of a number.
-constexpr char kNotAllowed[] = "not allowed";
 
 std::unique_ptr<grpc::experimental::ExternalConnectionAcceptor> AddEntrance(
     grpc::ServerBuilder& builder, std::shared_ptr<grpc::ServerCredentials> credentials) {
@@ -58,23 +52,20 @@ class Connections::NameUser : public grpc::AuthMetadataProcessor {
 
  private:
   std::mutex mutex_;
-  std::string user_ = kNotAllowed;
+  std::string user_ = std::string(kUnlistedUsers);
 };
 
-std::optional<UnixUser> UnixUserOf(const grpc::ServerContextBase& context) {
+std::optional<std::string> UnixUserOf(const grpc::ServerContextBase& context) {
   const std::shared_ptr<const grpc::AuthContext> peer = context.auth_context();
   if (peer == nullptr) return std::nullopt;
   const std::vector<grpc::string_ref> users = peer->FindPropertyValues(kUserProperty);
   if (users.empty()) return std::nullopt;
-  UnixUser user;
-  user.allowed =
-      absl::SimpleAtoi(absl::string_view(users.front().data(), users.front().size()), &user.uid);
-  return user;
+  return std::string(users.front().data(), users.front().size());
 }
 
 Connections::Connections(grpc::ServerBuilder& builder, std::shared_ptr<grpc::ServerCredentials> tcp,
-                         bool unix_sockets, AllowedUids allowed_uids)
-    : allowed_uids_(std::move(allowed_uids)), tcp_(AddEntrance(builder, std::move(tcp))) {
+                         bool unix_sockets)
+    : tcp_(AddEntrance(builder, std::move(tcp))) {
   for (size_t i = 0; unix_sockets && i <= kMaxUnixUsers; ++i) {
     const auto name = std::make_shared<NameUser>();
     const auto credentials = grpc::experimental::LocalServerCredentials(UDS);
@@ -84,24 +75,22 @@ Connections::Connections(grpc::ServerBuilder& builder, std::shared_ptr<grpc::Ser
 }
 
 bool Connections::Take(FileDescriptor connection, const Peer& peer) {
-  auto* const entrance = peer.uid.has_value() ? EntranceOf(*peer.uid) : tcp_.get();
+  auto* const entrance = peer.uid.has_value() ? EntranceOf(peer.host) : tcp_.get();
   if (entrance == nullptr) return false;
   HandOver(*entrance, std::move(connection));
   return true;
 }
 
-grpc::experimental::ExternalConnectionAcceptor* Connections::EntranceOf(uid_t uid) {
-  if (allowed_uids_.has_value() &&
-      std::find(allowed_uids_->begin(), allowed_uids_->end(), uid) == allowed_uids_->end()) {
-    return user_entrances_.front().acceptor.get();
+grpc::experimental::ExternalConnectionAcceptor* Connections::EntranceOf(const std::string& user) {
+  if (user == kUnlistedUsers) return user_entrances_.front().acceptor.get();
+  const auto [found, is_new] = entrance_of_.try_emplace(user, entrance_of_.size() + 1);
+  if (found->second == user_entrances_.size()) {
+    entrance_of_.erase(found);
+    return nullptr;
   }
-  const size_t next = entrance_of_.size() + 1;
-  const auto found = entrance_of_.find(uid);
-  if (found != entrance_of_.end()) return user_entrances_[found->second].acceptor.get();
-  if (next == user_entrances_.size()) return nullptr;
-  entrance_of_[uid] = next;
-  user_entrances_[next].name->set_user(std::to_string(uid));
-  return user_entrances_[next].acceptor.get();
+  UserEntrance& entrance = user_entrances_[found->second];
+  if (is_new) entrance.name->set_user(user);
+  return entrance.acceptor.get();
 }
 
 }  // namespace gradclip

@@ -7,11 +7,11 @@
 #define GRADCLIP_SERVER_RPC_CONNECTIONS_H_
 
 #include <grpcpp/grpcpp.h>
-#include <sys/types.h>
 
 #include <map>
 #include <memory>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "server/net/acceptor.h"
@@ -20,24 +20,16 @@
 
 namespace gradclip {
 
-// Which users may call over unix sockets; none: whoever can connect.
-using AllowedUids = std::optional<std::vector<uid_t>>;
-
-// Who calls over a unix socket.
-struct UnixUser {
-  bool allowed = false;
-  uid_t uid = 0;  // where allowed
-};
-// None for a call that did not come over a unix socket. Thread-safe.
-std::optional<UnixUser> UnixUserOf(const grpc::ServerContextBase& context);
+// Peer::host of a call that came over a unix socket, or none. Thread-safe.
+std::optional<std::string> UnixUserOf(const grpc::ServerContextBase& context);
 
 // For one thread.
 class Connections {
  public:
   // Adds the entrances: to `tcp` for all of TCP, and, with unix_sockets, those of kMaxUnixUsers
-  // users and one that those who may not call share.
+  // users and one of kUnlistedUsers.
   Connections(grpc::ServerBuilder& builder, std::shared_ptr<grpc::ServerCredentials> tcp,
-              bool unix_sockets, AllowedUids allowed_uids);
+              bool unix_sockets);
 
   // Hands a connection to the server that was built, which is running. False, and the connection
   // is closed, where it comes from one user more than can be told apart.
@@ -51,12 +43,11 @@ class Connections {
   };
 
   // Null where there is none left.
-  grpc::experimental::ExternalConnectionAcceptor* EntranceOf(uid_t uid);
+  grpc::experimental::ExternalConnectionAcceptor* EntranceOf(const std::string& user);
 
-  const AllowedUids allowed_uids_;
   const std::unique_ptr<grpc::experimental::ExternalConnectionAcceptor> tcp_;
-  std::vector<UserEntrance> user_entrances_;  // the first: for those who may not call
-  std::map<uid_t, size_t> entrance_of_;       // of user_entrances_, once a user has come
+  std::vector<UserEntrance> user_entrances_;   // the first: of kUnlistedUsers
+  std::map<std::string, size_t> entrance_of_;  // of user_entrances_, once another user has come
 };
 
 }  // namespace gradclip

@@ -235,11 +235,9 @@ absl::Status Server::Listen(const Options& options) {
 
   grpc::ServerBuilder builder;
   SetLimits(options, builder);
-  AllowedUids allowed_uids;
-  if (!options.unix_socket_uids.empty()) allowed_uids = options.unix_socket_uids;
   connections_ = std::make_unique<Connections>(
       builder, tls_ == nullptr ? grpc::InsecureServerCredentials() : tls_->credentials(),
-      unix_sockets, allowed_uids);
+      unix_sockets);
   builder.RegisterService(&service_);
   builder.RegisterService(&health_);
   builder.RegisterCallbackGenericService(&unknown_methods_);
@@ -250,7 +248,7 @@ absl::Status Server::Listen(const Options& options) {
       std::move(listeners),
       Acceptor::Limits{.connections = options.max_connections,
                        .connections_per_peer = options.max_connections_per_peer,
-                       .known_uids = allowed_uids},
+                       .listed_uids = options.unix_socket_uids},
       [this, told = false](FileDescriptor connection, const Peer& peer) mutable {
         if (connections_->Take(std::move(connection), peer) || std::exchange(told, true)) return;
         log_.Warning("connections of more users of unix sockets than can be told apart are refused",

@@ -88,9 +88,9 @@ TEST_F(AcceptorTest, ClosesWhatIsOverTheLimitOfOnePeer) {
   EXPECT_TRUE(second.peer.uid.has_value());
 }
 
-TEST_F(AcceptorTest, TakesUsersThatAreNotKnownForOne) {
+TEST_F(AcceptorTest, TakesUsersThatAreNotListedForOne) {
   Listen({UnixAddress()},
-         {.connections = 10, .connections_per_peer = 10, .known_uids = {{geteuid() + 1}}});
+         {.connections = 10, .connections_per_peer = 10, .listed_uids = {geteuid() + 1}});
   const FileDescriptor connection = Dial(addresses_[0]);
   EXPECT_EQ(taken_.Next().peer.host, "users that may not call");
 }
