@@ -62,7 +62,7 @@ struct Options {
   uint64_t max_call_bytes = 0;
 
   // Bytes that one caller's calls together may keep; 1 .. memory_budget. Default: memory_budget, or
-  // half of it where callers have tokens or certificates.
+  // half of it where callers are told apart: by token, certificate or unix_socket_uids.
   uint64_t max_bytes_per_caller = 0;
 
   // Calls in progress, and those of them that wait for memory; > 0. Default for one caller: half.
@@ -79,7 +79,7 @@ struct Options {
   // Calls in progress on one TCP connection, which HTTP/2 calls streams; > 0.
   uint64_t max_streams_per_connection = 512;
 
-  // Calls that one TCP connection may cancel in a second; > 0.
+  // Calls that one TCP connection may cancel in a second, within a second of making them; > 0.
   uint64_t max_resets = 100;
 
   // Bytes of one call's metadata (HTTP/2 headers); 1 KiB .. 1 MiB.

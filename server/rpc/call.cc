@@ -77,26 +77,21 @@ absl::Status Call::Enter() {
   absl::StatusOr<Caller> caller = CallerOf(*context_, environment_);
   if (!caller.ok()) return caller.status();
   caller_ = *std::move(caller);
-  if (environment_.permissions != nullptr) {
-    absl::StatusOr<std::shared_ptr<const Permission>> permission =
-        environment_.permissions->Of(caller_.identity);
-    if (!permission.ok()) return permission.status();
-    permission_ = *std::move(permission);
-  }
-  absl::StatusOr<CallLimits::Place> place = environment_.call_limits.Enter(caller_.account);
-  if (!place.ok()) return place.status();
-  place_ = *std::move(place);
+  absl::StatusOr<Entry> entry = gradclip::Enter(caller_, environment_);
+  if (!entry.ok()) return entry.status();
+  entry_ = *std::move(entry);
   return absl::OkStatus();
 }
 
 absl::Status Call::MayUseJob(const std::string& job) const {
-  return permission_ == nullptr ? absl::OkStatus() : CheckJob(*permission_, caller_.identity, job);
+  return entry_.permission == nullptr ? absl::OkStatus()
+                                      : CheckJob(*entry_.permission, caller_.identity, job);
 }
 
 absl::Status Call::MaySendGradient() const {
-  return permission_ == nullptr
-             ? absl::OkStatus()
-             : CheckGradientBytes(*permission_, caller_.identity, session_.spec().gradient_bytes);
+  return entry_.permission == nullptr ? absl::OkStatus()
+                                      : CheckGradientBytes(*entry_.permission, caller_.identity,
+                                                           session_.spec().gradient_bytes);
 }
 
 void Call::Read() {
@@ -242,8 +237,8 @@ void Call::AdmitBefore(std::function<void()> then) {
 }
 
 void Call::TakeShared(const v1::SharedRanges& ranges) {
-  if (permission_ != nullptr) {
-    if (absl::Status may = CheckSharedMemory(*permission_, caller_.identity); !may.ok()) {
+  if (entry_.permission != nullptr) {
+    if (absl::Status may = CheckSharedMemory(*entry_.permission, caller_.identity); !may.ok()) {
       return End(std::move(may));
     }
   }
@@ -476,7 +471,7 @@ void Call::OnEnded() {
   const bool cancelled_by_peer =
       context_->IsCancelled() && !expired && !environment_.watchdog.closed();
   environment_.connection_guard.End(peer_, ConnectionGuard::IsReset(cancelled_by_peer, begin_));
-  place_ = CallLimits::Place();
+  entry_.place = CallLimits::Place();
   // What the caller did not live to see, or gRPC sent in its place.
   if (context_->IsCancelled() &&
       (record.status.ok() || absl::IsCancelled(record.status) || ended_short_)) {

@@ -148,8 +148,7 @@ class Call : public Watched, public std::enable_shared_from_this<Call> {
   grpc::CallbackServerContext* const context_;
   const std::string_view rpc_;
   Caller caller_;
-  std::shared_ptr<const Permission> permission_;  // null: everything
-  CallLimits::Place place_;
+  Entry entry_;
   const uint64_t id_;
   const std::string
       peer_;  // asked for at the start, as it is forgotten when the connection is lost

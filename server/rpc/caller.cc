@@ -66,4 +66,18 @@ absl::StatusOr<Caller> CallerOf(const grpc::ServerContextBase& context,
   return caller;
 }
 
+absl::StatusOr<Entry> Enter(const Caller& caller, const Environment& environment) {
+  Entry entry;
+  if (environment.permissions != nullptr) {
+    absl::StatusOr<std::shared_ptr<const Permission>> permission =
+        environment.permissions->Of(caller.identity);
+    if (!permission.ok()) return permission.status();
+    entry.permission = *std::move(permission);
+  }
+  absl::StatusOr<CallLimits::Place> place = environment.call_limits.Enter(caller.account);
+  if (!place.ok()) return place.status();
+  entry.place = *std::move(place);
+  return entry;
+}
+
 }  // namespace gradclip

@@ -4,10 +4,13 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <memory>
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "server/rpc/call_limits.h"
 #include "server/rpc/environment.h"
+#include "server/security/allow_list.h"
 
 namespace gradclip {
 
@@ -28,6 +31,14 @@ std::string HostOf(const grpc::ServerContextBase& context);
 // no token.
 absl::StatusOr<Caller> CallerOf(const grpc::ServerContextBase& context,
                                 const Environment& environment);
+
+// What a call that may be made has.
+struct Entry {
+  std::shared_ptr<const Permission> permission;  // null: everything
+  CallLimits::Place place;
+};
+// PERMISSION_DENIED for a caller that may do nothing (--allow); errors as CallLimits::Enter.
+absl::StatusOr<Entry> Enter(const Caller& caller, const Environment& environment);
 
 }  // namespace gradclip
 

@@ -34,11 +34,9 @@ class Service::GetServerInfoCall final : public ShortCall {
  public:
   GetServerInfoCall(Environment& environment, grpc::CallbackServerContext* context,
                     v1::GetServerInfoResponse info)
-      : ShortCall(environment, context),
-        begin_(std::chrono::steady_clock::now()),
-        info_(std::move(info)) {
+      : ShortCall(environment, context), info_(std::move(info)) {
     record_.call_id = environment.next_call_id.fetch_add(1, std::memory_order_relaxed);
-    record_.peer = context->peer();
+    record_.peer = peer_;
     record_.rpc = "GetServerInfo";
   }
 
@@ -49,16 +47,13 @@ class Service::GetServerInfoCall final : public ShortCall {
     if (!caller.ok()) return caller.status();
     record_.caller = caller->identity;
     if (environment_.watchdog.closed()) return Draining();
-    if (environment_.permissions != nullptr) {
-      const absl::StatusOr<std::shared_ptr<const Permission>> permission =
-          environment_.permissions->Of(caller->identity);
-      if (!permission.ok()) return permission.status();
-      info_.set_max_call_bytes(std::min(info_.max_call_bytes(), (*permission)->max_gradient_bytes));
-      if (!(*permission)->shared_memory) info_.clear_memory_socket();
+    absl::StatusOr<Entry> entry = gradclip::Enter(*caller, environment_);
+    if (!entry.ok()) return entry.status();
+    place_ = std::move(entry->place);
+    if (const Permission* const may = entry->permission.get(); may != nullptr) {
+      info_.set_max_call_bytes(std::min(info_.max_call_bytes(), may->max_gradient_bytes));
+      if (!may->shared_memory) info_.clear_memory_socket();
     }
-    absl::StatusOr<CallLimits::Place> place = environment_.call_limits.Enter(caller->account);
-    if (!place.ok()) return place.status();
-    place_ = *std::move(place);
     return absl::OkStatus();
   }
 
@@ -73,7 +68,6 @@ class Service::GetServerInfoCall final : public ShortCall {
     environment_.log.Call(record_);
   }
 
-  const SteadyTime begin_;
   v1::GetServerInfoResponse info_;
   CallRecord record_;
   CallLimits::Place place_;

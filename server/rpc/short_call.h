@@ -53,6 +53,7 @@ class ShortCall : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuf
   Environment& environment_;
   grpc::CallbackServerContext* const context_;
   const std::string peer_;
+  const SteadyTime begin_ = std::chrono::steady_clock::now();
 
  private:
   void OnReadDone(bool ok) override;
@@ -67,7 +68,6 @@ class ShortCall : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuf
   [[nodiscard]] bool BeforeOperation(bool last);
   [[nodiscard]] bool AfterOperation();
 
-  const SteadyTime begin_ = std::chrono::steady_clock::now();
   grpc::ByteBuffer request_;
   grpc::ByteBuffer response_;
 
