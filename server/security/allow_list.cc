@@ -16,6 +16,7 @@
 #include "absl/strings/strip.h"
 #include "server/options/bytes.h"
 #include "server/options/suggest.h"
+#include "server/security/file_lines.h"
 
 namespace gradclip {
 namespace {
@@ -45,10 +46,6 @@ std::string Quoted(absl::string_view text) {
 
 std::string Who(absl::string_view identity) {
   return identity.empty() ? "a caller without a name" : Quoted(identity);
-}
-
-absl::Status Malformed(size_t line, absl::string_view why) {
-  return absl::InvalidArgumentError(absl::StrCat("line ", line, " ", why));
 }
 
 // What is wrong with it; empty: nothing.
@@ -134,36 +131,34 @@ absl::Status CheckGradientBytes(const Permission& permission, absl::string_view 
 absl::StatusOr<AllowList> AllowList::Parse(absl::string_view text) {
   AllowList list;
   std::map<std::string, size_t, std::less<>> lines;  // where each identity was
-  size_t number = 0;
-  for (const absl::string_view line : absl::StrSplit(text, '\n')) {
-    ++number;
-    const std::vector<absl::string_view> words =
-        absl::StrSplit(line, absl::ByAnyChar(" \t\r"), absl::SkipEmpty());
-    if (words.empty() || absl::StartsWith(words[0], "#")) continue;
+  for (const FileLine& line : FileLines(text)) {
+    const std::vector<absl::string_view>& words = line.words;
     if (const std::string why = WhyNoIdentity(words[0]); !why.empty()) {
-      return Malformed(number, why);
+      return Malformed(line.number, why);
     }
-    const auto [first, is_first] = lines.emplace(words[0], number);
+    const auto [first, is_first] = lines.emplace(words[0], line.number);
     if (!is_first) {
-      return Malformed(number, absl::StrCat("has the identity ", Quoted(words[0]),
-                                            " again, which line ", first->second, " has"));
+      return Malformed(line.number, absl::StrCat("has the identity ", Quoted(words[0]),
+                                                 " again, which line ", first->second, " has"));
     }
     Permission permission;
     std::set<absl::string_view> keys;
     for (size_t i = 1; i < words.size(); ++i) {
       const size_t equals = words[i].find('=');
       if (equals == absl::string_view::npos) {
-        return Malformed(number, absl::StrCat("has ", Quoted(words[i]),
-                                              " after the identity; it wants KEY=VALUE, without "
-                                              "blanks, and a comment on a line of its own"));
+        return Malformed(line.number,
+                         absl::StrCat("has ", Quoted(words[i]),
+                                      " after the identity; it wants KEY=VALUE, without "
+                                      "blanks, and a comment on a line of its own"));
       }
       const absl::string_view key = words[i].substr(0, equals);
       const absl::string_view value = words[i].substr(equals + 1);
-      if (!IsKey(key)) return Malformed(number, NoSuchKey(key));
-      if (!keys.insert(key).second) return Malformed(number, absl::StrCat("has ", key, "= twice"));
+      if (!IsKey(key)) return Malformed(line.number, NoSuchKey(key));
+      if (!keys.insert(key).second)
+        return Malformed(line.number, absl::StrCat("has ", key, "= twice"));
       if (const absl::Status set = Set(key, value, permission); !set.ok()) {
-        return Malformed(
-            number, absl::StrCat("has ", key, "=", Quoted(value), "; it wants ", set.message()));
+        return Malformed(line.number, absl::StrCat("has ", key, "=", Quoted(value), "; it wants ",
+                                                   set.message()));
       }
     }
     list.by_identity_.emplace(words[0], std::move(permission));

@@ -10,17 +10,13 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_split.h"
+#include "server/security/file_lines.h"
 
 namespace gradclip {
 namespace {
 
 constexpr absl::string_view kFlag = "auth-token-file";
 constexpr size_t kLongestName = 64;
-
-absl::Status Malformed(size_t line, absl::string_view why) {
-  return absl::InvalidArgumentError(absl::StrCat("line ", line, " ", why));
-}
 
 bool IsName(absl::string_view text) {
   return !text.empty() && text.size() <= kLongestName &&
@@ -40,33 +36,30 @@ Tokens::Hash Tokens::HashOf(absl::string_view token) {
 
 absl::StatusOr<Tokens> Tokens::Parse(absl::string_view text) {
   Tokens tokens;
-  size_t number = 0;
-  for (const absl::string_view line : absl::StrSplit(text, '\n')) {
-    ++number;
-    const std::vector<absl::string_view> words =
-        absl::StrSplit(line, absl::ByAnyChar(" \t\r"), absl::SkipEmpty());
-    if (words.empty() || absl::StartsWith(words[0], "#")) continue;
+  for (const FileLine& line : FileLines(text)) {
+    const std::vector<absl::string_view>& words = line.words;
     if (words.size() != 2) {
-      return Malformed(number, "does not consist of a name and the SHA-256 of its token");
+      return Malformed(line.number, "does not consist of a name and the SHA-256 of its token");
     }
     if (!IsName(words[0])) {
-      return Malformed(number, absl::StrCat("begins with no name: letters, digits and -_.@, at "
-                                            "most ",
-                                            kLongestName));
+      return Malformed(line.number,
+                       absl::StrCat("begins with no name: letters, digits and -_.@, at "
+                                    "most ",
+                                    kLongestName));
     }
     Entry entry = {std::string(words[0]), {}};
     if (words[1].size() != 2 * entry.hash.size() ||
         !std::all_of(words[1].begin(), words[1].end(), absl::ascii_isxdigit)) {
-      return Malformed(number, "has no SHA-256 after the name: 64 hexadecimal digits");
+      return Malformed(line.number, "has no SHA-256 after the name: 64 hexadecimal digits");
     }
     const std::string hash = absl::HexStringToBytes(words[1]);
     std::copy(hash.begin(), hash.end(), entry.hash.begin());
     if (entry.hash == HashOf("")) {
-      return Malformed(number, "has the SHA-256 of nothing: the token was empty");
+      return Malformed(line.number, "has the SHA-256 of nothing: the token was empty");
     }
     for (const Entry& other : tokens.entries_) {
       if (other.hash == entry.hash) {
-        return Malformed(number, absl::StrCat("has the token of ", other.name, " again"));
+        return Malformed(line.number, absl::StrCat("has the token of ", other.name, " again"));
       }
     }
     tokens.entries_.push_back(std::move(entry));
