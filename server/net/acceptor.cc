@@ -5,7 +5,6 @@
 #include <linux/sockios.h>
 #include <netinet/in.h>
 #include <poll.h>
-#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -99,11 +98,12 @@ Acceptor::Acceptor(std::vector<Listener> listeners, Limits limits, Take take, Lo
       take_(std::move(take)),
       log_(log),
       hits_(hits),
-      stop_(eventfd(0, EFD_CLOEXEC)),
       listeners_(std::move(listeners)) {}
 
-void Acceptor::Start() {
+absl::Status Acceptor::Start() {
+  if (!stop_.ok()) return absl::UnavailableError("cannot listen: there are too many open files");
   thread_ = std::thread([this] { Run(); });
+  return absl::OkStatus();
 }
 
 Acceptor::~Acceptor() {
@@ -112,9 +112,7 @@ Acceptor::~Acceptor() {
 
 void Acceptor::Close() {
   if (thread_.joinable()) {
-    const uint64_t one = 1;
-    while (write(stop_.get(), &one, sizeof(one)) < 0 && errno == EINTR) {
-    }
+    stop_.Send();
     thread_.join();
   }
   listeners_.clear();

@@ -18,9 +18,11 @@
 #include <thread>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/strings/string_view.h"
 #include "server/net/file_descriptor.h"
 #include "server/net/listener.h"
+#include "server/net/stop_signal.h"
 #include "server/observe/limit_hits.h"
 #include "server/observe/log.h"
 
@@ -60,8 +62,8 @@ class Acceptor {
   Acceptor(std::vector<Listener> listeners, Limits limits, Take take, Log& log, LimitHits& hits);
   ~Acceptor();  // as Close()
 
-  // Begins to accept. Once.
-  void Start();
+  // Begins to accept. Once. UNAVAILABLE where the system has no descriptor for it.
+  absl::Status Start();
 
   Acceptor(const Acceptor&) = delete;
   Acceptor& operator=(const Acceptor&) = delete;
@@ -102,7 +104,7 @@ class Acceptor {
   const Take take_;
   Log& log_;
   LimitHits& hits_;
-  const FileDescriptor stop_;  // readable: the thread ends
+  const StopSignal stop_;  // for the thread
 
   // The thread's, until it has ended.
   std::vector<Listener> listeners_;

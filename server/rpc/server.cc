@@ -255,8 +255,7 @@ absl::Status Server::Listen(const Options& options) {
                      {{"first", peer.host}, {"limit", kMaxUnixUsers}});
       },
       log_, limit_hits_);
-  acceptor_->Start();
-  return absl::OkStatus();
+  return acceptor_->Start();
 }
 
 // Context: once gRPC's shutdown has begun, it closes a connection with the last call on it, though

@@ -1,7 +1,6 @@
 #include "server/shm/memory_socket.h"
 
 #include <poll.h>
-#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -16,6 +15,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/net/file_descriptor.h"
+#include "server/net/stop_signal.h"
 #include "server/net/unix_socket.h"
 #include "server/shm/memory_connection.h"
 
@@ -50,7 +50,7 @@ void SendRefusal(int socket, const absl::Status& status) {
 
 class MemorySocket::Impl {
  public:
-  Impl(MemorySocketOptions options, ListeningSocket listener, FileDescriptor stop,
+  Impl(MemorySocketOptions options, ListeningSocket listener, StopSignal stop,
        RegionRegistry& regions, Log& log)
       : options_(std::move(options)),
         idle_timeout_(absl::ToChronoNanoseconds(options_.idle_timeout)),
@@ -61,9 +61,7 @@ class MemorySocket::Impl {
         thread_([this] { Run(); }) {}
 
   ~Impl() {
-    const uint64_t one = 1;
-    while (write(stop_.get(), &one, sizeof(one)) < 0 && errno == EINTR) {
-    }
+    stop_.Send();
     thread_.join();
   }
 
@@ -176,7 +174,7 @@ class MemorySocket::Impl {
   const MemorySocketOptions options_;
   const MemoryConnection::Duration idle_timeout_;
   const ListeningSocket listener_;
-  const FileDescriptor stop_;  // readable: the thread ends
+  const StopSignal stop_;  // for the thread
   RegionRegistry& regions_;
   Log& log_;
   std::atomic<uint64_t> count_ = 0;
@@ -199,7 +197,7 @@ absl::StatusOr<std::unique_ptr<MemorySocket>> MemorySocket::Listen(MemorySocketO
   absl::StatusOr<ListeningSocket> listener =
       ListeningSocket::Listen(options.path, own_only ? 0600 : 0666, "--memory-socket");
   if (!listener.ok()) return listener.status();
-  FileDescriptor stop(eventfd(0, EFD_CLOEXEC));
+  StopSignal stop;
   if (!stop.ok()) {
     return absl::UnavailableError(absl::StrCat("cannot listen on ", options.path,
                                                ": no event descriptor: ", strerror(errno)));

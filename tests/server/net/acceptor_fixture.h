@@ -70,7 +70,7 @@ class AcceptorTest : public testing::Test {
           taken_.Take(std::move(connection), peer);
         },
         log_, hits_);
-    acceptor_->Start();
+    ASSERT_TRUE(acceptor_->Start().ok());
   }
 
   std::string UnixAddress() { return absl::StrCat("unix:", folder_ / "socket"); }
