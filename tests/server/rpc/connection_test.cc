@@ -2,13 +2,13 @@
 // own.
 #include <gmock/gmock.h>
 #include <grpcpp/create_channel_posix.h>
-#include <netinet/in.h>
 #include <sys/socket.h>
 
 #include <functional>
 #include <string>
 #include <thread>
 
+#include "tests/server/net/dial.h"
 #include "tests/server/rpc/server_fixture.h"
 
 namespace gradclip {
@@ -20,13 +20,7 @@ class Connection : public ServerTest {
  protected:
   // A stub over a socket of the test's own, for Cut().
   std::unique_ptr<v1::GradClip::Stub> ConnectToCut() {
-    const std::string& address = server_->addresses()[0];
-    sockaddr_in to = {};
-    to.sin_family = AF_INET;
-    to.sin_port = htons(static_cast<uint16_t>(std::stoi(address.substr(address.rfind(':') + 1))));
-    to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    const int connection = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    EXPECT_EQ(connect(connection, reinterpret_cast<sockaddr*>(&to), sizeof(to)), 0);
+    const int connection = Dial(server_->addresses()[0]).Release();
     EXPECT_EQ(fcntl(connection, F_SETFL, O_NONBLOCK), 0);
     cut_ = dup(connection);
     return v1::GradClip::NewStub(grpc::CreateInsecureChannelFromFd("cut", connection));

@@ -5,7 +5,6 @@
 #include <gmock/gmock.h>
 #include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/grpcpp.h>
-#include <netinet/in.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -21,6 +20,7 @@
 
 #include "gradclip/v1/gradclip.grpc.pb.h"
 #include "tests/client/files/file_bytes.h"
+#include "tests/server/net/dial.h"
 
 namespace gradclip {
 namespace {
@@ -67,18 +67,13 @@ grpc::Status Send(const std::shared_ptr<grpc::Channel>& channel, const std::stri
 
 // Sends bytes to a TCP port as they are, and waits until the server closes the connection.
 void SendRaw(const std::string& address, const std::string& bytes) {
-  const int connection = socket(AF_INET, SOCK_STREAM, 0);
-  sockaddr_in to = {};
-  to.sin_family = AF_INET;
-  to.sin_port = htons(static_cast<uint16_t>(std::stoi(address.substr(address.rfind(':') + 1))));
-  to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  ASSERT_EQ(connect(connection, reinterpret_cast<sockaddr*>(&to), sizeof(to)), 0);
-  send(connection, bytes.data(), bytes.size(), MSG_NOSIGNAL);
-  shutdown(connection, SHUT_WR);
+  const FileDescriptor connection = Dial(address);
+  ASSERT_TRUE(connection.ok());
+  send(connection.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL);
+  shutdown(connection.get(), SHUT_WR);
   char buffer[4096];
-  while (recv(connection, buffer, sizeof(buffer), 0) > 0) {
+  while (recv(connection.get(), buffer, sizeof(buffer), 0) > 0) {
   }
-  close(connection);
 }
 
 TEST(ServerProcess, WritesNothingButItsOwnLinesWhateverClientsSend) {
