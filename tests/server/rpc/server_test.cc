@@ -225,13 +225,14 @@ TEST_F(ServerTest, RefusesDeclarationsThatDoNotFitBesideOthersUntilThoseHaveEnde
   while (start.start().tensors_size() < 131'000) {
     *start.mutable_start()->add_tensors() = start.start().tensors(0);
   }
+  v1::ClipGradNormRequest held = start;  // one element to be sent back, so that it reserves
+  held.mutable_start()->set_reply(v1::REPLY_GRADIENT);
+  held.mutable_start()->mutable_tensors(0)->set_shape(0, 1);
   grpc::ClientContext context;
   const auto holder = stub_->ClipGradNorm(&context);
-  ASSERT_TRUE(holder->Write(start));
-  Reply reply;
-  do {  // until the holder's start has been taken
-    reply = Clip({start});
-  } while (reply.status.ok());
+  ASSERT_TRUE(holder->Write(held));
+  while (server_->reserved_bytes() == 0) std::this_thread::yield();
+  const Reply reply = Clip({start});
   EXPECT_EQ(reply.status.error_code(), grpc::StatusCode::UNAVAILABLE);
   EXPECT_THAT(reply.status.error_message(), HasSubstr("of the 67108864 for one"));
   EXPECT_THAT(reply.status.error_message(), HasSubstr("(--memory-budget)"));
