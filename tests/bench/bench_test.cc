@@ -36,8 +36,8 @@ TEST(Bench, EverySectionYieldsFinitePositiveFigures) {
       }
     }
   }
-  EXPECT_EQ(names, (std::set<std::string>{"kernels", "latency", "memory", "parallel", "pytorch",
-                                          "rpcs", "shared"}));
+  EXPECT_EQ(names, (std::set<std::string>{"groups", "kernels", "latency", "memory", "parallel",
+                                          "pytorch", "rpcs", "shared"}));
 }
 
 }  // namespace

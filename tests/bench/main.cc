@@ -28,7 +28,7 @@ const Section kSections[] = {
     {"kernels", gradclip::bench::RunKernels}, {"rpcs", gradclip::bench::RunRpcs},
     {"latency", gradclip::bench::RunLatency}, {"parallel", gradclip::bench::RunParallel},
     {"memory", gradclip::bench::RunMemory},   {"pytorch", gradclip::bench::RunPyTorch},
-    {"shared", gradclip::bench::RunShared},
+    {"shared", gradclip::bench::RunShared},   {"groups", gradclip::bench::RunGroups},
 };
 
 int Fail(const absl::Status& status) {

@@ -23,6 +23,7 @@ absl::Status RunParallel(Bench& bench);
 absl::Status RunMemory(Bench& bench);
 absl::Status RunPyTorch(Bench& bench);
 absl::Status RunShared(Bench& bench);
+absl::Status RunGroups(Bench& bench);
 
 }  // namespace gradclip::bench
 
