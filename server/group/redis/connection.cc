@@ -15,6 +15,29 @@ namespace {
 
 // No reply that is asked for comes near: a step of 100,000 ranks is some 6 MB.
 constexpr size_t kMaxReplyBytes = size_t{512} << 20;
+constexpr int kMaxElements = 1 << 22;
+
+const redisReplyObjectFunctions& UsualFunctions() {
+  static const redisReplyObjectFunctions functions = [] {
+    redisReader* const reader = redisReaderCreate();
+    const redisReplyObjectFunctions usual = *reader->fn;
+    redisReaderFree(reader);
+    return usual;
+  }();
+  return functions;
+}
+
+// hiredis makes room for as many elements as the other side says will come.
+redisReplyObjectFunctions* BoundedFunctions() {
+  static redisReplyObjectFunctions functions = [] {
+    redisReplyObjectFunctions bounded = UsualFunctions();
+    bounded.createArray = [](const redisReadTask* task, int elements) {
+      return elements > kMaxElements ? nullptr : UsualFunctions().createArray(task, elements);
+    };
+    return bounded;
+  }();
+  return &functions;
+}
 
 }  // namespace
 
@@ -45,6 +68,7 @@ absl::StatusOr<std::unique_ptr<RedisConnection>> RedisConnection::Start(
   Context context(redisConnectNonBlock(address.host.c_str(), address.port));
   if (context == nullptr) return absl::UnavailableError("no memory");
   if (context->err != 0) return absl::UnavailableError(context->errstr);
+  context->reader->fn = BoundedFunctions();
   return std::unique_ptr<RedisConnection>(new RedisConnection(std::move(context)));
 }
 

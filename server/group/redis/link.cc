@@ -171,6 +171,9 @@ absl::Status RedisLink::Connect(absl::Time now) {
   if (RAND_bytes(random, sizeof(random)) != 1) return absl::UnavailableError("no random numbers");
   std::string instance = absl::BytesToHexString(
       absl::string_view(reinterpret_cast<const char*>(random), sizeof(random)));
+  // (Its error is clear where a password is missing.)
+  Transmit({.arguments = {"PING"}}, /*internal=*/true, now);
+  Transmit({.operation = "load", .with_script = true}, /*internal=*/true, now);
   RedisCommand hello = Hello("hello", std::move(instance));
   hello.with_script = true;
   Transmit(std::move(hello), /*internal=*/true, now);
@@ -224,8 +227,12 @@ absl::Status RedisLink::TakeError(InFlight answered, std::string_view error, abs
     if (answered.internal) {
       Transmit(std::move(command), /*internal=*/true, now);
     } else {
-      queue_.push_front(std::move(command));
+      queue_.push_back(std::move(command));
     }
+    return absl::OkStatus();
+  }
+  // It knows the script, which is all that was wanted.
+  if (answered.internal && command.operation == "load" && Begins(error, "OOM")) {
     return absl::OkStatus();
   }
   const std::string text = absl::Utf8SafeCEscape(Abseil(error.substr(0, 200)));
@@ -249,8 +256,12 @@ absl::Status RedisLink::TakeError(InFlight answered, std::string_view error, abs
 
 // What the link's own commands are answered.
 absl::Status RedisLink::Greeted(const redisReply& reply) {
-  if (TextOf(reply) == "OK") return absl::OkStatus();  // AUTH, SELECT
+  const std::optional<std::string_view> text = TextOf(reply);
+  if (text == "OK" || text == "PONG") return absl::OkStatus();  // AUTH, SELECT, PING
   const std::optional<std::vector<std::string_view>> texts = TextsOf(reply);
+  if (texts.has_value() && texts->size() == 1 && texts->front() == "loaded") {
+    return absl::OkStatus();
+  }
   if (!texts.has_value() || texts->size() != 2 || texts->front() != "hello") {
     return absl::UnavailableError("it has forgotten this server, or is no Redis");
   }
@@ -308,8 +319,9 @@ void RedisLink::Transmit(RedisCommand command, bool internal, absl::Time now) {
     commands_->Send({command.arguments.begin(), command.arguments.end()});
   } else {
     // Whatever keeps or ends what there is is done though Redis is full.
-    const RedisScript& script =
-        command.operation == "join" ? RedisScript::WhereThereIsMemory() : RedisScript::Always();
+    const RedisScript& script = command.operation == "join" || command.operation == "load"
+                                    ? RedisScript::WhereThereIsMemory()
+                                    : RedisScript::Always();
     const std::string key_count = absl::StrCat(command.keys.size() + 1);
     const std::string epoch = absl::StrCat(epoch_);
     std::vector<std::string_view> words = {command.with_script ? "EVAL" : "EVALSHA",

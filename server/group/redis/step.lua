@@ -2,7 +2,8 @@
 -- of server/group/step.h and job.h, kept in Redis. The texts that refuse a call are made in C++; the
 -- texts that end a step are made here, as they end it for all.
 --
--- Keys, where JOB is a hash of the job's name; every one expires:
+-- Keys, where JOB is a hash of the job's name; every one expires. (Only two are handed to the script,
+-- which makes the others out of them and out of tokens: it is not for Redis Cluster.)
 --   gradclip:instance           hash: id, run (the run_id of the Redis that the id was made in)
 --   gradclip:server:SERVER      hash: epoch, instance, lease (ms; the server is alive until then).
 --                               Also the name of the channel on which the server is told.
@@ -28,6 +29,8 @@ local call = redis.call
 local time = call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local op, server, epoch = ARGV[1], ARGV[2], ARGV[3]
+
+if op == 'load' then return {'loaded'} end  -- Redis knows the script from here on
 
 local function text(number) return string.format('%.0f', number) end
 
@@ -61,12 +64,14 @@ end
 
 -- ---- a step ----
 
-local SERVER, JOB, OPEN, ABORTED_ATTEMPTS = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local STEP, CALLS, SUMS = KEYS[5], KEYS[6], KEYS[7]
+local SERVER, BASE = KEYS[1], KEYS[2]  -- BASE: gradclip:{JOB}:
 local lease, grace, grace_text = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
 local result_ttl, job_ttl = tonumber(ARGV[7]), tonumber(ARGV[8])
 local generation, number, attempt, id = ARGV[9], ARGV[10], ARGV[11], ARGV[12]
 local rank, token = ARGV[13], ARGV[14]
+local JOB, OPEN, ABORTED_ATTEMPTS = BASE .. 'job', BASE .. 'open', BASE .. 'aborted'
+local STEP = BASE .. generation .. ':' .. number
+local CALLS, SUMS = STEP .. ':calls', STEP .. ':sums'
 
 local itself = call('HMGET', SERVER, 'epoch', 'instance')
 if itself[1] ~= epoch then return {'stale'} end
@@ -99,15 +104,18 @@ end
 local job = call('HMGET', JOB, 'secret', 'generation', 'over')
 local job_secret, job_generation, job_over = job[1], job[2], job[3]
 
-local base = string.sub(JOB, 1, -4)  -- gradclip:{JOB}:
-local job_hash = string.match(JOB, '{(.*)}')
+local job_hash = string.match(BASE, '{(.*)}')
 
--- Tells the other servers that have had calls in the step; this one has the script's answer.
+-- Tells the servers that have had calls in the step; but for this one, where it has the script's
+-- answer.
 local function tell(kind, of_generation, of_number, step, rest)
+  local is_answer = of_generation == generation and of_number == number and step.attempt == attempt
   local message = kind .. ' ' .. job_hash .. ':' .. of_generation .. ':' .. of_number .. ':' ..
       step.attempt .. rest
   for other in string.gmatch(step.servers, '%S+') do
-    if other ~= server then call('PUBLISH', 'gradclip:server:' .. other, message) end
+    if not is_answer or other ~= server then
+      call('PUBLISH', 'gradclip:server:' .. other, message)
+    end
   end
 end
 
@@ -294,7 +302,7 @@ end
 local function end_older_generation()
   local why = 'generation ' .. generation .. ' of the job has begun'
   for _, older in ipairs(call('ZRANGE', OPEN, 0, -1)) do
-    local key = base .. job_generation .. ':' .. older
+    local key = BASE .. job_generation .. ':' .. older
     local step = load(key)
     if step and step.state == 'o' then
       call('HSET', key, 'state', 'a', 'code', text(ABORTED), 'why', why)

@@ -81,6 +81,11 @@ absl::StatusOr<absl::Status> ParseRefusal(const std::vector<std::string_view>& t
   return Malformed(reply);
 }
 
+// What the keys of a job begin with.
+std::string KeyBase(std::string_view job) {
+  return absl::StrCat("gradclip:{", JobHash(job), "}:");
+}
+
 }  // namespace
 
 std::string JobHash(std::string_view job) {
@@ -96,17 +101,13 @@ std::string StepName(const StepId& id) {
 
 RedisCommand StepCommands::Make(std::string operation, const std::string& id) const {
   const StepId& step = participant.step;
-  const std::string job = absl::StrCat("gradclip:{", JobHash(step.job), "}:");
-  const std::string key = absl::StrCat(job, step.generation, ":", step.step);
-  return {
-      .operation = std::move(operation),
-      .keys = {absl::StrCat(job, "job"), absl::StrCat(job, "open"), absl::StrCat(job, "aborted"),
-               key, absl::StrCat(key, ":calls"), absl::StrCat(key, ":sums")},
-      .arguments = {Milliseconds(lease), Milliseconds(times.reconnect_grace),
-                    absl::FormatDuration(times.reconnect_grace), Milliseconds(times.result_ttl),
-                    Milliseconds(times.job_ttl), absl::StrCat(step.generation),
-                    absl::StrCat(step.step), absl::StrCat(step.attempt), id,
-                    absl::StrCat(participant.rank), token}};
+  return {.operation = std::move(operation),
+          .keys = {KeyBase(step.job)},
+          .arguments = {Milliseconds(lease), Milliseconds(times.reconnect_grace),
+                        absl::FormatDuration(times.reconnect_grace), Milliseconds(times.result_ttl),
+                        Milliseconds(times.job_ttl), absl::StrCat(step.generation),
+                        absl::StrCat(step.step), absl::StrCat(step.attempt), id,
+                        absl::StrCat(participant.rank), token}};
 }
 
 RedisCommand StepCommands::Join(bool may_open, uint32_t max_open_steps,
@@ -147,8 +148,9 @@ RedisCommand StepCommands::Check(const std::string& id, bool bury,
 }
 
 RedisCommand StepCommands::Fetch() const {
-  RedisCommand command = Make("", "");
-  return {.arguments = {"HGETALL", std::move(command.keys.back())}};
+  const StepId& step = participant.step;
+  return {.arguments = {"HGETALL",
+                        absl::StrCat(KeyBase(step.job), step.generation, ":", step.step, ":sums")}};
 }
 
 absl::StatusOr<StepReply> StepReply::Parse(const redisReply& reply,

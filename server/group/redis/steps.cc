@@ -190,6 +190,7 @@ void RedisSteps::OnLeft(const CallPointer& call, absl::StatusOr<StepReply> reply
 void RedisSteps::Check(const StepPointer& step, bool bury) {
   if (step->checking || step->asker == nullptr) return;
   step->checking = true;
+  step->recheck = false;
   RedisCommand command =
       CommandsOf(*step->asker).Check(step->id, bury, Known(step->asker->participant.step));
   command.on_reply = [this, step](absl::StatusOr<const redisReply*> reply) {
@@ -223,6 +224,8 @@ void RedisSteps::NoteOpen(const StepPointer& step, const StepReply& reply) {
   // Another server may die without a word.
   const absl::Duration longest = link_.lease() + times_.reconnect_grace;
   LookBy(step, SteadyNow() + std::min(reply.due, longest));
+  // A message that came meanwhile may be of what happened after this reply.
+  if (step->recheck) Check(step, /*bury=*/false);
 }
 
 void RedisSteps::NoteCommitted(const StepPointer& step) {
@@ -334,7 +337,10 @@ void RedisSteps::OnMessage(std::string_view text) {
   // Calls of this server have been in it; now none is.
   if (known == steps_.end()) return;
   const StepPointer step = known->second;
-  // No call has come yet; each has its answer before it.
+  // Replies come on another connection: those under way may be older than the message.
+  step->recheck |=
+      step->checking || std::any_of(step->calls.begin(), step->calls.end(),
+                                    [](const CallPointer& call) { return call->under_way_; });
   if (step->asker == nullptr) return;
   switch (message->kind) {
     case StepMessage::Kind::kCommitted:

@@ -128,6 +128,7 @@ struct LocalStep : std::enable_shared_from_this<LocalStep> {
   std::shared_ptr<RedisCall> asker;
   std::shared_ptr<const Outcome> outcome;  // where committed, once it is here
   bool checking = false;                   // a check is under way
+  bool recheck = false;                    // another has to follow the replies under way
   bool fetching = false;                   // a fetch is
   bool holding = false;                    // what Redis has forgotten is found out first
   absl::Time planned = absl::InfiniteFuture();
