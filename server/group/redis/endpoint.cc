@@ -35,6 +35,7 @@ RedisEndpoint::RedisEndpoint(const RedisAddress& address, const RedisOptions& op
       max_commands_(options.max_commands),
       link_(address, options, times, server, counts, log),
       steps_(link_, times, options.max_open_steps) {
+  link_.Observe([this] { Publish(); });
   if (ok()) thread_ = std::thread([this] { Run(); });
 }
 

@@ -353,6 +353,7 @@ void RedisLink::BecomeReady(absl::Time now) {
     }
   }
   if (anew && !first) queue_.clear();
+  changed_();
   handlers_.ready(anew && !first);
 }
 
@@ -379,6 +380,7 @@ void RedisLink::GoAway(const absl::Status& why) {
                   {{"redis", address_.Describe()}, {"why", why.message()}});
   }
   std::erase_if(queue_, [](const RedisCommand& command) { return !command.persists; });
+  changed_();
   handlers_.away(away_);
 }
 

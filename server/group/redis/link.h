@@ -77,6 +77,8 @@ class RedisLink {
             std::string server, RedisCounts& counts, Log* log);
 
   void Handle(Handlers handlers) { handlers_ = std::move(handlers); }
+  // Called before ready() and away(): instance() and reachable() are new.
+  void Observe(std::function<void()> changed) { changed_ = std::move(changed); }
 
   void Run(RedisCommand command) { queue_.push_back(std::move(command)); }
   size_t commands() const { return queue_.size() + in_flight_.size(); }
@@ -131,6 +133,7 @@ class RedisLink {
   RedisCounts& counts_;
   Log* const log_;
   Handlers handlers_;
+  std::function<void()> changed_ = [] {};
 
   State state_ = State::kDown;
   std::unique_ptr<RedisConnection> commands_;

@@ -32,8 +32,18 @@ RedisSteps::RedisSteps(RedisLink& link, const GroupTimes& times, uint32_t max_op
                 .away = [this](const absl::Status& why) { OnAway(why); }});
 }
 
+RedisSteps::~RedisSteps() {
+  // Calls and steps know each other.
+  for (const auto& [name, step] : steps_) step->calls.clear();
+}
+
 StepCommands RedisSteps::CommandsOf(const RedisCall& call) const {
   return {call.participant, call.token, times_, link_.lease()};
+}
+
+// REQUIRES: a call has come.
+StepCommands RedisSteps::CommandsOf(const LocalStep& step) const {
+  return {step.asker->participant, step.asker->token, times_, link_.lease()};
 }
 
 std::optional<KnownJob> RedisSteps::Known(const StepId& id) const {
@@ -139,7 +149,7 @@ void RedisSteps::OnJoined(const CallPointer& call, absl::StatusOr<StepReply> rep
   if (step->id != reply->id) {
     // Those who came to another opening of the same attempt are told by their own contributions.
     step->id = reply->id;
-    step->asker = call;
+    step->asker = LocalStep::Asker{call->participant, call->token};
     step->outcome = nullptr;
   }
   if (reply->kind == StepReply::Kind::kOpen) {
@@ -188,11 +198,11 @@ void RedisSteps::OnLeft(const CallPointer& call, absl::StatusOr<StepReply> reply
 }
 
 void RedisSteps::Check(const StepPointer& step, bool bury) {
-  if (step->checking || step->asker == nullptr) return;
+  if (step->checking || !step->asker.has_value()) return;
   step->checking = true;
   step->recheck = false;
   RedisCommand command =
-      CommandsOf(*step->asker).Check(step->id, bury, Known(step->asker->participant.step));
+      CommandsOf(*step).Check(step->id, bury, Known(step->asker->participant.step));
   command.on_reply = [this, step](absl::StatusOr<const redisReply*> reply) {
     step->checking = false;
     OnChecked(step,
@@ -229,7 +239,7 @@ void RedisSteps::NoteOpen(const StepPointer& step, const StepReply& reply) {
 }
 
 void RedisSteps::NoteCommitted(const StepPointer& step) {
-  if (step->asker != nullptr) Remember(step->asker->participant.step);
+  if (step->asker.has_value()) Remember(step->asker->participant.step);
   LookBy(step, absl::InfiniteFuture());
   if (step->outcome == nullptr) return Fetch(step);
   // Another call of a rank whose contribution was taken still has to show that its own is the same.
@@ -245,7 +255,7 @@ void RedisSteps::Fetch(const StepPointer& step) {
       });
   if (step->fetching || !is_waited_for) return;
   step->fetching = true;
-  RedisCommand command = CommandsOf(*step->asker).Fetch();
+  RedisCommand command = CommandsOf(*step).Fetch();
   command.on_reply = [this, step, id = step->id](absl::StatusOr<const redisReply*> reply) {
     step->fetching = false;
     if (step->id != id) return;
@@ -341,7 +351,7 @@ void RedisSteps::OnMessage(std::string_view text) {
   step->recheck |=
       step->checking || std::any_of(step->calls.begin(), step->calls.end(),
                                     [](const CallPointer& call) { return call->under_way_; });
-  if (step->asker == nullptr) return;
+  if (!step->asker.has_value()) return;
   switch (message->kind) {
     case StepMessage::Kind::kCommitted:
       return NoteCommitted(step);
@@ -366,7 +376,7 @@ void RedisSteps::OnReady(bool anew) {
   for (const StepPointer& step : steps) {
     step->checking = step->fetching = false;
     step->outcome = nullptr;
-    step->holding = step->asker != nullptr;
+    step->holding = step->asker.has_value();
     if (step->holding) Check(step, /*bury=*/true);
     for (const CallPointer& call :
          std::vector<CallPointer>(step->calls.begin(), step->calls.end())) {

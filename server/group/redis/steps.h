@@ -64,6 +64,9 @@ class RedisSteps {
  public:
   // The link outlives this, and must not move before this is made.
   RedisSteps(RedisLink& link, const GroupTimes& times, uint32_t max_open_steps);
+  ~RedisSteps();
+  RedisSteps(const RedisSteps&) = delete;
+  RedisSteps& operator=(const RedisSteps&) = delete;
 
   void Join(const std::shared_ptr<RedisCall>& call);
   void Contribute(const std::shared_ptr<RedisCall>& call, std::string contribution);
@@ -81,6 +84,7 @@ class RedisSteps {
   using StepPointer = std::shared_ptr<LocalStep>;
 
   StepCommands CommandsOf(const RedisCall& call) const;
+  StepCommands CommandsOf(const LocalStep& step) const;
   std::optional<KnownJob> Known(const StepId& id) const;
   void Remember(const StepId& id);
 
@@ -122,10 +126,13 @@ class RedisSteps {
 struct LocalStep : std::enable_shared_from_this<LocalStep> {
   std::string name;
   std::set<std::shared_ptr<RedisCall>> calls;  // that are not over
-  // Of the opening that calls came to last, and one of these calls' participant and token, by which
-  // to ask for it.
+  // Of the opening that calls came to last, and by which of them it is asked for; once one came.
   std::string id;
-  std::shared_ptr<RedisCall> asker;
+  struct Asker {
+    Participant participant;
+    std::string token;
+  };
+  std::optional<Asker> asker;
   std::shared_ptr<const Outcome> outcome;  // where committed, once it is here
   bool checking = false;                   // a check is under way
   bool recheck = false;                    // another has to follow the replies under way
