@@ -1,8 +1,11 @@
 // Many ranks, and what a step costs Redis.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdio>
+#include <memory>
 #include <sstream>
+#include <vector>
 
 #include "absl/time/clock.h"
 #include "tests/server/group/redis/redis_fixture.h"
@@ -100,6 +103,43 @@ TEST_F(RedisScale, StepsOfFewRanksFollowOneAnother) {
       Info("commandstats", "cmdstat_evalsha", "usec_per_call"),
       Info("stats", "total_net_input_bytes") / answers,
       Info("stats", "total_net_output_bytes") / answers);
+}
+
+TEST_F(RedisScale, AStepOfTwoRanksTakesSomeRoundTrips) {
+  constexpr size_t kSteps = 500;
+  const std::unique_ptr<RedisStore> one = Make();
+  const std::unique_ptr<RedisStore> other = Make();
+  one->WaitUntilIdle();
+  other->WaitUntilIdle();
+  const auto median = [](std::vector<double>& times) {
+    std::nth_element(times.begin(), times.begin() + times.size() / 2, times.end());
+    return times[times.size() / 2];
+  };
+  std::vector<double> steps;
+  for (size_t step = 0; step < kSteps; ++step) {
+    const absl::Time began = absl::Now();
+    const Call first = Join(*one, Rank(0, 2, step));
+    const Call second = Join(*other, Rank(1, 2, step));
+    first.Contribute(9);
+    second.Contribute(16);
+    ASSERT_TRUE(first.Get().ok()) << first.status();
+    ASSERT_TRUE(second.Get().ok()) << second.status();
+    steps.push_back(absl::ToDoubleMicroseconds(absl::Now() - began));
+  }
+  const std::unique_ptr<redisContext, decltype(&redisFree)> context(
+      redisConnect("127.0.0.1", server_.port()), &redisFree);
+  std::vector<double> trips;
+  for (size_t i = 0; i < kSteps; ++i) {
+    const absl::Time began = absl::Now();
+    const RedisReply pong(static_cast<redisReply*>(redisCommand(context.get(), "PING")));
+    ASSERT_NE(pong, nullptr);
+    trips.push_back(absl::ToDoubleMicroseconds(absl::Now() - began));
+  }
+  const double step = median(steps), trip = median(trips);
+  std::printf(
+      "2 ranks over 2 servers, p50: %.0f us a step; a PING on a connection of its own "
+      "%.0f us\n",
+      step, trip);
 }
 
 }  // namespace
