@@ -240,6 +240,26 @@ void Acceptor::Cut(absl::string_view address) const {
   }
 }
 
+bool Acceptor::IsHungUp(const Connection& connection) {
+  pollfd polled = {connection.number, POLLRDHUP, 0};
+  return poll(&polled, 1, 0) == 1;
+}
+
+bool Acceptor::IsLost(absl::string_view address, absl::string_view host) const {
+  const std::lock_guard lock(mutex_);
+  bool any_is_up = false;
+  bool any_hung_up = false;
+  bool is_unix = false;
+  for (const Connection& connection : connections_) {
+    const Peer& peer = connection.peer;
+    if (peer.uid.has_value() ? peer.host != host : peer.address != address) continue;
+    is_unix = peer.uid.has_value();
+    if (!IsOpen(connection)) continue;
+    (IsHungUp(connection) ? any_hung_up : any_is_up) = true;
+  }
+  return is_unix ? any_hung_up : !any_is_up;
+}
+
 bool Acceptor::IsUnread(const Connection& connection) {
   int held = 0;
   const int allowed = connection.peer.uid.has_value() ? kInOneRead : 0;

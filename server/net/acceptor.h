@@ -77,6 +77,11 @@ class Acceptor {
   // Shuts down the connection from Peer::address, if there is one.
   void Cut(absl::string_view address) const;
 
+  // Whether a connection on which a call has just been cancelled is lost: its peer has hung up, or
+  // it was shut down for another reason. For a unix socket, where they have no addresses: whether
+  // any of `host` is. (gRPC does not say, and closes it only when its last call has ended.)
+  bool IsLost(absl::string_view address, absl::string_view host) const;
+
   // Waits until no connection holds back what was written to it, or for the deadline. False where
   // the deadline came first. TCP: until the peer's kernel has confirmed every byte. Unix: until the
   // peer has read all but what it will get in one read, for a peer that idles leaves gRPC's own
@@ -99,6 +104,7 @@ class Acceptor {
   void Sweep();  // forgets what is closed; REQUIRES: mutex_
   static bool IsOpen(const Connection& connection);
   static bool IsUnread(const Connection& connection);
+  static bool IsHungUp(const Connection& connection);
 
   const Limits limits_;
   const Take take_;

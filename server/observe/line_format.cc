@@ -130,6 +130,14 @@ std::string FormatCall(LogFormat format, absl::Time time, const CallRecord& call
     line["bytes_out"] = call.bytes_out;
     line["shared_bytes"] = call.shared_bytes;
     line["tensors"] = call.tensors;
+    if (const std::optional<GroupRecord>& group = call.group; group.has_value()) {
+      line["job"] = group->job;
+      line["generation"] = group->generation;
+      line["step"] = group->step;
+      line["attempt"] = group->attempt;
+      line["rank"] = group->rank;
+      line["world_size"] = group->world_size;
+    }
     if (call.norm.has_value()) line["norm"] = JsonNumber(*call.norm);
     if (call.coefficient.has_value()) line["coefficient"] = JsonNumber(*call.coefficient);
     if (!call.backend.empty()) line["backend"] = call.backend;
@@ -145,6 +153,11 @@ std::string FormatCall(LogFormat format, absl::Time time, const CallRecord& call
   absl::StrAppend(&line, call.bytes_in, " B in, ", call.bytes_out, " B out, ");
   if (call.shared_bytes > 0) absl::StrAppend(&line, call.shared_bytes, " B shared, ");
   absl::StrAppend(&line, call.tensors, " tensors, ");
+  if (const std::optional<GroupRecord>& group = call.group; group.has_value()) {
+    absl::StrAppendFormat(&line, "rank %d of %d at step %d attempt %d generation %d of %s, ",
+                          group->rank, group->world_size, group->step, group->attempt,
+                          group->generation, TextValue(group->job));
+  }
   if (call.norm.has_value()) absl::StrAppend(&line, "norm ", TextNumber(*call.norm), ", ");
   if (call.coefficient.has_value()) {
     absl::StrAppend(&line, "coefficient ", TextNumber(*call.coefficient), ", ");

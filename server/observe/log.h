@@ -49,6 +49,16 @@ struct LogField {
   std::variant<bool, int64_t, uint64_t, double, std::string_view> value;
 };
 
+// Which rank of which step a call was.
+struct GroupRecord {
+  std::string job;
+  uint64_t generation = 0;
+  uint64_t step = 0;
+  uint32_t attempt = 0;
+  uint32_t rank = 0;
+  uint32_t world_size = 0;
+};
+
 // What is said about a call once it has ended.
 struct CallRecord {
   uint64_t call_id = 0;
@@ -59,6 +69,7 @@ struct CallRecord {
   uint64_t bytes_out = 0;             // the same, sent back
   uint64_t shared_bytes = 0;          // the same, in shared memory
   uint64_t tensors = 0;               // declared
+  std::optional<GroupRecord> group;   // where it was of one
   std::optional<double> norm;         // total norm, where one was found
   std::optional<double> coefficient;  // where one was found
   std::string_view backend;           // "cpu/avx2"; empty where none worked

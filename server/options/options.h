@@ -142,6 +142,23 @@ struct Options {
   // How long running calls may take to end after a signal to stop; 0: no time at all.
   absl::Duration drain_timeout = absl::Seconds(30);
 
+  // Longest a step of a group may take from its first rank's arrival; > 0. Ranks may ask for less.
+  absl::Duration group_timeout = absl::Minutes(10);
+
+  // How long a rank whose connection was lost may take to come back; 0: none may.
+  absl::Duration group_reconnect_grace = absl::Seconds(10);
+
+  // How long the ranks of a step, once all have come, wait for memory of the budget; 0: not at all.
+  absl::Duration group_admission_timeout = absl::Minutes(1);
+
+  // How long a step that has ended is kept for ranks that ask again, and a job for the steps that
+  // are not to be opened again; > 0.
+  absl::Duration group_result_ttl = absl::Minutes(5);
+  absl::Duration group_job_ttl = absl::Hours(24);
+
+  // Bytes of steps and jobs that are kept; >= 64 KiB. One caller may have half.
+  uint64_t max_group_bytes = uint64_t{256} << 20;
+
   // How often memory that no call used in the meantime is given back to the system; > 0.
   absl::Duration arena_trim_interval = absl::Seconds(60);
 

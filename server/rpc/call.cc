@@ -139,11 +139,17 @@ bool Call::TakeRead(bool ok) {
     End(std::move(closed));
   } else if (context_->IsCancelled()) {
     End(CallerLeft());
+  } else if (seat_ != nullptr) {
+    Contribute();
   } else {
-    session_.ScaleShared();
-    RunWork(&Call::Answer);
+    Conclude();
   }
   return false;
+}
+
+void Call::Conclude() {
+  session_.ScaleShared();
+  RunWork(&Call::Answer);
 }
 
 bool Call::TakeMessage() {
@@ -243,6 +249,7 @@ void Call::TakeShared(const v1::SharedRanges& ranges) {
     }
   }
   if (absl::Status taken = session_.Shared(ranges); !taken.ok()) return End(std::move(taken));
+  DeclareNeed(0);  // data that comes beside it finds memory alone
   RunWork(&Call::Read);
 }
 
@@ -266,10 +273,11 @@ void Call::FinishWork(void (Call::*then)()) {
 }
 
 void Call::Admit() {
+  if (!DeclareNeed(ArenaBuffer::Footprint(session_.bytes_to_keep()))) return;
   MemoryBudget& budget = environment_.memory->gradients;
   const uint64_t most = budget.limits().max_bytes_per_caller;
   if (session_.bytes_to_keep() > most) {
-    return End(absl::ResourceExhaustedError(absl::StrFormat(
+    return EndForLackOfMemory(absl::ResourceExhaustedError(absl::StrFormat(
         "the gradient has %d bytes; the server keeps at most %d for one caller "
         "(--max-bytes-per-caller). With reply REPLY_COEFFICIENT it keeps none: the caller "
         "multiplies by the coefficient",
@@ -290,7 +298,8 @@ void Call::Admit() {
         self->environment_.watchdog.Post([self, held] { self->OnGranted(std::move(*held)); });
       });
   if (admission.refused.has_value()) {
-    return End(AfterWaiting() ? QueueIsFull(*admission.refused, budget.limits()) : CallerLeft());
+    if (!AfterWaiting()) return End(CallerLeft());
+    return EndForLackOfMemory(QueueIsFull(*admission.refused, budget.limits()));
   }
   bool leave = false;
   {
@@ -303,21 +312,30 @@ void Call::Admit() {
   if (leave && LeaveQueue()) End(CallerLeft());
 }
 
+void Call::EndForLackOfMemory(absl::Status status) {
+  {
+    const std::lock_guard lock(mutex_);
+    lacks_memory_ = true;
+  }
+  End(std::move(status));
+}
+
 void Call::OnGranted(MemoryBudget::Reservation reservation) {
   if (!AfterWaiting()) return End(CallerLeft());
   Keep(std::move(reservation));
 }
 
-void Call::Keep(MemoryBudget::Reservation reservation) {
+void Call::Keep(MemoryBudget::Reservation reservation, GroupAdmission::Share share) {
   session_.PrepareToKeep();
   kept_ = std::make_shared<Kept>(
-      Kept{environment_.memory, std::move(reservation), session_.gradient()});
+      Kept{environment_.memory, std::move(reservation), std::move(share), session_.gradient()});
   if (once_admitted_ == nullptr) return OnAdmitted();
   const std::function<void()> then = std::exchange(once_admitted_, nullptr);
   then();
 }
 
 bool Call::LeaveQueue() {
+  if (StopWaitingForRanks()) return true;
   std::shared_ptr<MemoryBudget::Waiter> waiter;
   {
     const std::lock_guard lock(mutex_);
@@ -330,6 +348,7 @@ void Call::OnCancelled() {
   {
     const std::lock_guard lock(mutex_);
     cancelled_ = true;
+    if (seat_ != nullptr) connection_lost_ = environment_.connection_lost(peer_, host_);
   }
   session_.Abandon();
   // Otherwise an operation is outstanding, and its failure ends the call.
@@ -354,42 +373,58 @@ bool Call::AfterWaiting() {
 
 bool Call::ShouldExpire(SteadyTime now) {
   const std::lock_guard lock(mutex_);
-  if (waiting_ == Waiting::kForNothing || !expired_.ok()) return false;
-  const absl::Duration limit =
-      waiting_ == Waiting::kForMemory ? environment_.admission_timeout : environment_.idle_timeout;
-  if (absl::FromChrono(now - waiting_since_) < limit) return false;
-  expired_ = ExpiryReason();
-  if (waiting_ != Waiting::kForMemory) {
-    // The context is valid here: OnEnded() has to take the call from the watchdog first.
-    expiring_ = context_->c_call();
-    grpc_call_ref(expiring_);
+  if (waiting_ == Waiting::kForNothing) return false;
+  if (!expired_.ok()) {
+    if (!std::exchange(to_expire_, false)) return false;
+    HoldForExpiry();
+    return true;
   }
+  SteadyTime since = waiting_since_;
+  absl::Duration limit = environment_.idle_timeout;
+  if (waiting_ == Waiting::kForMemory) {
+    limit =
+        seat_ == nullptr ? environment_.admission_timeout : environment_.group_admission_timeout;
+  } else if (waiting_ == Waiting::kForRanks) {
+    // The step has a timeout of its own.
+    const std::optional<SteadyTime> waiting =
+        place_ == nullptr ? std::nullopt : place_->waiting_since();
+    if (!waiting.has_value()) return false;
+    since = *waiting;
+    limit = environment_.group_admission_timeout;
+  }
+  if (absl::FromChrono(now - since) < limit) return false;
+  expired_ = ExpiryReason();
+  lacks_memory_ = waiting_ == Waiting::kForMemory || waiting_ == Waiting::kForRanks;
+  HoldForExpiry();
   return true;
+}
+
+void Call::HoldForExpiry() {
+  if (waiting_ == Waiting::kForMemory || waiting_ == Waiting::kForRanks) return;
+  // The context is valid here: OnEnded() has to take the call from the watchdog first.
+  expiring_ = context_->c_call();
+  grpc_call_ref(expiring_);
+}
+
+void Call::Break(absl::Status why) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (ended_ || !expired_.ok()) return;
+    expired_ = std::move(why);
+    // A reaction that is at work may go on to wait again; the watchdog looks after that.
+    to_expire_ = waiting_ == Waiting::kForNothing;
+    if (to_expire_) return;
+    HoldForExpiry();
+  }
+  Expire();
 }
 
 absl::Status Call::ExpiryReason() const {
   const std::string idle = absl::FormatDuration(environment_.idle_timeout);
   switch (waiting_) {
-    case Waiting::kForMemory: {
-      const MemoryBudget& budget = environment_.memory->gradients;
-      const uint64_t most = budget.limits().max_bytes_per_caller;
-      const uint64_t own = budget.used_bytes(caller_.account);
-      const uint64_t bytes = std::min(ArenaBuffer::Footprint(session_.bytes_to_keep()), most);
-      if (most < budget.total_bytes() && bytes > most - own) {
-        return absl::ResourceExhaustedError(absl::StrFormat(
-            "waited %s (--admission-timeout) for %d bytes of memory; other calls of this caller "
-            "hold %d of the %d that one caller may have (--max-bytes-per-caller). Try later, or "
-            "use reply REPLY_COEFFICIENT, which needs none",
-            absl::FormatDuration(environment_.admission_timeout), session_.bytes_to_keep(), own,
-            most));
-      }
-      return absl::ResourceExhaustedError(absl::StrFormat(
-          "waited %s (--admission-timeout) for %d bytes of memory; other calls hold %d of the %d "
-          "there are (--memory-budget). Try later, or use reply REPLY_COEFFICIENT, which needs "
-          "none",
-          absl::FormatDuration(environment_.admission_timeout), session_.bytes_to_keep(),
-          budget.used_bytes(), budget.total_bytes()));
-    }
+    case Waiting::kForMemory:
+    case Waiting::kForRanks:
+      return NoMemoryInTime();
     case Waiting::kForReader:
       if (session_.passes_through()) {
         return absl::DeadlineExceededError(absl::StrFormat(
@@ -405,6 +440,30 @@ absl::Status Call::ExpiryReason() const {
                           "bytes of gradient",
                           idle, session_.received_bytes()));
   }
+}
+
+absl::Status Call::NoMemoryInTime() const {
+  const MemoryBudget& budget = environment_.memory->gradients;
+  const std::string waited =
+      seat_ == nullptr ? absl::StrCat(absl::FormatDuration(environment_.admission_timeout),
+                                      " (--admission-timeout)")
+                       : absl::StrCat(absl::FormatDuration(environment_.group_admission_timeout),
+                                      " (--group-admission-timeout)");
+  constexpr absl::string_view kAdvice =
+      "Try later, or use reply REPLY_COEFFICIENT, which needs none";
+  const uint64_t most = budget.limits().max_bytes_per_caller;
+  const uint64_t own = budget.used_bytes(caller_.account);
+  const uint64_t bytes = std::min(ArenaBuffer::Footprint(session_.bytes_to_keep()), most);
+  if (most < budget.total_bytes() && bytes > most - own) {
+    return absl::ResourceExhaustedError(absl::StrFormat(
+        "waited %s for %d bytes of memory; other calls of this caller hold %d of the %d that one "
+        "caller may have (--max-bytes-per-caller). %s",
+        waited, session_.bytes_to_keep(), own, most, kAdvice));
+  }
+  return absl::ResourceExhaustedError(absl::StrFormat(
+      "waited %s for %d bytes of memory; other calls hold %d of the %d there are "
+      "(--memory-budget). %s",
+      waited, session_.bytes_to_keep(), budget.used_bytes(), budget.total_bytes(), kAdvice));
 }
 
 absl::Status Call::WhyCancelled() const {
@@ -426,16 +485,17 @@ absl::Status Call::WhyCancelled() const {
 void Call::Expire() {
   if (LeaveQueue()) return End(absl::OkStatus());
   grpc_call* call = nullptr;
-  std::string reason;
+  absl::Status reason;
   {
     const std::lock_guard lock(mutex_);
     std::swap(call, expiring_);
-    reason = std::string(expired_.message());
+    reason = expired_;
   }
   if (call == nullptr) return;
   // Finish() would queue behind bytes that the peer does not read; this goes past them, and the
   // outstanding operation fails.
-  grpc_call_cancel_with_status(call, GRPC_STATUS_DEADLINE_EXCEEDED, reason.c_str(), nullptr);
+  grpc_call_cancel_with_status(call, static_cast<grpc_status_code>(reason.code()),
+                               std::string(reason.message()).c_str(), nullptr);
   grpc_call_unref(call);
 }
 
@@ -444,6 +504,7 @@ void Call::End(absl::Status status) {
     const std::lock_guard lock(mutex_);
     if (ended_) return;
     ended_ = true;
+    to_expire_ = false;
     // A peer that reads nothing may hold up the status, and with it all that the call holds.
     waiting_ = Waiting::kForReader;
     waiting_since_ = std::chrono::steady_clock::now();
@@ -468,6 +529,7 @@ void Call::OnEnded() {
     expired = !expired_.ok();
     record.status = expired ? expired_ : final_status_;
   }
+  if (seat_ != nullptr) LeaveGroup(record.status, context_->IsCancelled() && !expired);
   const bool cancelled_by_peer =
       context_->IsCancelled() && !expired && !environment_.watchdog.closed();
   environment_.connection_guard.End(peer_, ConnectionGuard::IsReset(cancelled_by_peer, begin_));
@@ -489,6 +551,10 @@ void Call::OnEnded() {
   if (session_.started()) {
     record.tensors = session_.spec().tensors.size();
     record.backend = environment_.backend.name();
+    if (const std::optional<GroupDeclaration>& group = session_.spec().group; group.has_value()) {
+      record.group = {group->step.job,     group->step.generation, group->step.step,
+                      group->step.attempt, group->rank,            group->world_size};
+    }
   }
   if (record.status.ok()) {
     record.norm = session_.result().norm().total_norm();

@@ -7,6 +7,8 @@
 // the grant of memory and the watchdog; what they share with the reactions is guarded by mutex_. No
 // reaction blocks. After any other method that starts an operation, its completion may already be
 // running elsewhere: touch nothing afterwards.
+//
+// What a call does as a rank of a group is in call_group.cc.
 #ifndef GRADCLIP_SERVER_RPC_CALL_H_
 #define GRADCLIP_SERVER_RPC_CALL_H_
 
@@ -25,6 +27,8 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
+#include "server/group/admission.h"
+#include "server/group/store.h"
 #include "server/rpc/caller.h"
 #include "server/rpc/environment.h"
 #include "server/rpc/watchdog.h"
@@ -47,7 +51,7 @@ class Call : public Watched, public std::enable_shared_from_this<Call> {
   Call(Environment& environment, grpc::CallbackServerContext* context, std::string_view rpc);
 
   // What has to happen before the call can go on.
-  enum class Waiting { kForNothing, kForSender, kForReader, kForMemory };
+  enum class Waiting { kForNothing, kForSender, kForReader, kForMemory, kForRanks };
 
   // --- What the RPC's reactor provides ---
 
@@ -102,6 +106,7 @@ class Call : public Watched, public std::enable_shared_from_this<Call> {
   struct Kept {
     std::shared_ptr<Memory> memory;
     MemoryBudget::Reservation reservation;
+    GroupAdmission::Share share;  // in place of a reservation of the call's own
     std::shared_ptr<ArenaBuffer> gradient;
   };
   // Before session_, which also holds the gradient: others get the bytes only once they are free.
@@ -141,9 +146,34 @@ class Call : public Watched, public std::enable_shared_from_this<Call> {
 
   void Admit();
   void OnGranted(MemoryBudget::Reservation reservation);
-  void Keep(MemoryBudget::Reservation reservation);
-  // Leaves the queue for memory. True: no grant will come, and the caller has to End() the call.
+  void Keep(MemoryBudget::Reservation reservation, GroupAdmission::Share share = nullptr);
+  absl::Status NoMemoryInTime() const;
+  void EndForLackOfMemory(absl::Status status);
+  // Stops waiting for memory or for other ranks. True: nothing will come of it, and who called has
+  // to End() the call.
   bool LeaveQueue();
+
+  // Ends the call with `why`, whatever it waits for or does.
+  void Break(absl::Status why);
+  void HoldForExpiry();  // REQUIRES: mutex_
+
+  // --- As a rank of a group ---
+
+  // Takes a place in the step. False where that ended the call.
+  bool JoinGroup();
+  // Says how much memory the call needs, if it has not yet. True: the call goes on itself; false:
+  // it waits until all ranks have what they need, and goes on with Keep().
+  bool DeclareNeed(uint64_t bytes);
+  void OnGroupAdmitted(absl::StatusOr<GroupAdmission::Share> share);
+  // The session has all of this rank's gradient: contributes it, and goes on with the outcome.
+  void Contribute();
+  void OnOutcome(absl::StatusOr<std::shared_ptr<const Outcome>> outcome);
+  // Waits for other ranks. False: the call was cancelled or broken off, and has to End().
+  [[nodiscard]] bool BeginWaitingForRanks();
+  [[nodiscard]] bool StopWaitingForRanks();  // true: who called goes on with the call
+  // Half-closed, and all that decides is known: on to the answer.
+  void Conclude();
+  void LeaveGroup(const absl::Status& status, bool cancelled);
 
   grpc::CallbackServerContext* const context_;
   const std::string_view rpc_;
@@ -159,6 +189,11 @@ class Call : public Watched, public std::enable_shared_from_this<Call> {
   std::function<void()> once_admitted_;  // null: OnAdmitted()
   bool ended_short_ = false;             // the requests ended before they were complete
 
+  // With a group. Set by a reaction with mutex_, as other threads look at them with it.
+  std::shared_ptr<Store::Seat> seat_;
+  std::unique_ptr<GroupAdmission::Place> place_;  // null where the call finds memory alone
+  std::string host_;                              // Peer::host
+
   std::mutex mutex_;
   // Guarded by mutex_.
   bool measuring_ = false;        // while the next message is being read
@@ -167,9 +202,12 @@ class Call : public Watched, public std::enable_shared_from_this<Call> {
   SteadyTime waiting_since_;
   std::shared_ptr<MemoryBudget::Waiter> waiter_;
   bool cancelled_ = false;
+  bool connection_lost_ = false;  // where cancelled, with a group
+  bool lacks_memory_ = false;     // the call ends because it got none
   bool ended_ = false;
   grpc_call* expiring_ = nullptr;  // a reference held for Expire()
-  absl::Status expired_;           // not OK once the call has expired
+  absl::Status expired_;           // not OK once the call has expired or was broken off
+  bool to_expire_ = false;         // that came amid a reaction, and Expire() is still to be called
   absl::Status final_status_;
 };
 
@@ -197,8 +235,10 @@ void Call::ParseAndTake(const std::string& serialised, MemoryBudget::Reservation
       }
       if (absl::Status may = MaySendGradient(); !may.ok()) return End(std::move(may));
       if (first) declarations_ = std::move(declarations);
+      if (session_.spec().group.has_value() && !JoinGroup()) return;
       // With shared memory only data that does come is kept.
-      return environment_.regions == nullptr ? Admit() : OnAdmitted();
+      return environment_.regions == nullptr || session_.bytes_to_keep() == 0 ? Admit()
+                                                                              : OnAdmitted();
     }
     case Request::kData:
       if (session_.bytes_to_keep() == 0) {

@@ -4,10 +4,14 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <string>
 
 #include "absl/time/time.h"
 #include "server/backend/backend.h"
+#include "server/group/admission.h"
+#include "server/group/store.h"
 #include "server/memory/arena.h"
 #include "server/memory/budget.h"
 #include "server/observe/limit_hits.h"
@@ -52,13 +56,22 @@ struct Environment {
   ConnectionGuard& connection_guard;
   LimitHits& limit_hits;
 
+  Store& groups;
+  GroupAdmission& group_admission;
+  // Whether the connection of a call that has just been cancelled is lost. `peer` and `host` are
+  // Peer's address and host.
+  std::function<bool(const std::string& peer, const std::string& host)> connection_lost;
+
   uint64_t max_message_bytes = 0;  // --max-message-bytes
   uint64_t max_call_bytes = 0;     // --max-call-bytes
   DeclarationLimits declaration_limits;
-  absl::Duration admission_timeout;  // --admission-timeout
-  absl::Duration idle_timeout;       // --idle-timeout
+  absl::Duration admission_timeout;        // --admission-timeout
+  absl::Duration idle_timeout;             // --idle-timeout
+  absl::Duration group_timeout;            // --group-timeout
+  absl::Duration group_admission_timeout;  // --group-admission-timeout
 
   std::atomic<uint64_t> next_call_id{1};
+  std::atomic<uint64_t> group_calls{0};  // in progress, and with a place in their step
 };
 
 }  // namespace gradclip

@@ -17,6 +17,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
+#include "server/group/memory_store.h"
 #include "server/memory/heap.h"
 #include "server/net/listener.h"
 
@@ -51,7 +52,8 @@ BudgetLimits LimitsOf(const Options& options) {
 
 // Often enough that a wait ends at most an eighth late.
 absl::Duration WatchInterval(const Options& options) {
-  const absl::Duration shortest = std::min(options.idle_timeout, options.admission_timeout);
+  const absl::Duration shortest =
+      std::min({options.idle_timeout, options.admission_timeout, options.group_admission_timeout});
   return std::clamp(shortest / 8, absl::Milliseconds(5), absl::Milliseconds(250));
 }
 
@@ -60,7 +62,15 @@ std::string RandomInstance() {
   return absl::StrFormat("%08x%08x", device(), device());
 }
 
-v1::GetServerInfoResponse DescribeServer(const Options& options, const Backend& backend) {
+std::unique_ptr<Store> MakeStore(const Options& options) {
+  const GroupTimes times = {.reconnect_grace = options.group_reconnect_grace,
+                            .result_ttl = options.group_result_ttl,
+                            .job_ttl = options.group_job_ttl};
+  return std::make_unique<MemoryStore>(times, options.max_group_bytes, RandomInstance());
+}
+
+v1::GetServerInfoResponse DescribeServer(const Options& options, const Backend& backend,
+                                         const Store& groups) {
   v1::GetServerInfoResponse info;
   info.set_version(std::string(ServerVersion()));
   std::vector<BackendChoice> choices = ListBackends();
@@ -77,7 +87,7 @@ v1::GetServerInfoResponse DescribeServer(const Options& options, const Backend& 
   info.set_memory_budget_bytes(options.memory_budget);
   info.set_max_tensors(options.max_tensors);
   info.set_memory_socket(options.memory_socket);
-  info.set_instance(RandomInstance());
+  info.set_instance(groups.instance());
   return info;
 }
 
@@ -135,14 +145,16 @@ void SetLimits(const Options& options, grpc::ServerBuilder& builder) {
 absl::StatusOr<std::unique_ptr<Server>> Server::Start(const Options& options, Log& log) {
   absl::StatusOr<std::unique_ptr<Backend>> backend = MakeBackend(options.backend);
   if (!backend.ok()) return backend.status();
-  std::unique_ptr<Server> server(new Server(options, *std::move(backend), log));
+  std::unique_ptr<Server> server(new Server(options, *std::move(backend), MakeStore(options), log));
   if (absl::Status followed = server->Follow(options); !followed.ok()) return followed;
   if (absl::Status listening = server->Listen(options); !listening.ok()) return listening;
   return server;
 }
 
-Server::Server(const Options& options, std::unique_ptr<Backend> backend, Log& log)
+Server::Server(const Options& options, std::unique_ptr<Backend> backend,
+               std::unique_ptr<Store> groups, Log& log)
     : backend_(std::move(backend)),
+      groups_(std::move(groups)),
       log_(log),
       memory_(std::make_shared<Memory>(options.memory_budget, LimitsOf(options),
                                        DeclarationBudget(options.memory_budget))),
@@ -161,6 +173,7 @@ Server::Server(const Options& options, std::unique_ptr<Backend> backend, Log& lo
       connection_guard_(
           {.streams = options.max_streams_per_connection, .resets_per_second = options.max_resets},
           [this](const std::string& peer) { acceptor_->Cut(peer); }, log, limit_hits_),
+      group_admission_(memory_->gradients),
       environment_{.backend = *backend_,
                    .memory = memory_,
                    .log = log_,
@@ -171,14 +184,22 @@ Server::Server(const Options& options, std::unique_ptr<Backend> backend, Log& lo
                    .call_limits = call_limits_,
                    .connection_guard = connection_guard_,
                    .limit_hits = limit_hits_,
+                   .groups = *groups_,
+                   .group_admission = group_admission_,
+                   .connection_lost =
+                       [this](const std::string& peer, const std::string& host) {
+                         return acceptor_->IsLost(peer, host);
+                       },
                    .max_message_bytes = options.max_message_bytes,
                    .max_call_bytes = options.max_call_bytes,
                    .declaration_limits = {.max_tensors = options.max_tensors,
                                           .max_dimensions = options.max_dimensions,
                                           .max_ranges = options.max_ranges},
                    .admission_timeout = options.admission_timeout,
-                   .idle_timeout = options.idle_timeout},
-      service_(environment_, DescribeServer(options, *backend_)),
+                   .idle_timeout = options.idle_timeout,
+                   .group_timeout = options.group_timeout,
+                   .group_admission_timeout = options.group_admission_timeout},
+      service_(environment_, DescribeServer(options, *backend_, *groups_)),
       health_(environment_, options.open_health),
       unknown_methods_(environment_) {}
 
@@ -273,6 +294,7 @@ void Server::Drain(absl::Duration timeout) {
   const SteadyTime deadline = std::chrono::steady_clock::now() + absl::ToChronoNanoseconds(timeout);
   health_.StopServing();
   watchdog_.Close();
+  groups_->StopOpening();
   watchdog_.AwaitNone(deadline);
   acceptor_->AwaitRead(deadline);
   acceptor_->Close();

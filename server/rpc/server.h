@@ -13,6 +13,8 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "server/backend/backend.h"
+#include "server/group/admission.h"
+#include "server/group/store.h"
 #include "server/net/acceptor.h"
 #include "server/observe/limit_hits.h"
 #include "server/observe/log.h"
@@ -48,6 +50,8 @@ class Server {
   const LimitHits& limit_hits() const { return limit_hits_; }
   uint64_t connections() const { return acceptor_->connections(); }
   uint64_t calls() const { return call_limits_.calls(); }
+  // Those of them that have a place in a group's step.
+  uint64_t group_calls() const { return environment_.group_calls.load(std::memory_order_relaxed); }
 
   // Gradient bytes that calls and registered memory hold of the budget now, and calls that wait for
   // some.
@@ -60,12 +64,14 @@ class Server {
   void Drain(absl::Duration timeout);
 
  private:
-  Server(const Options& options, std::unique_ptr<Backend> backend, Log& log);
+  Server(const Options& options, std::unique_ptr<Backend> backend, std::unique_ptr<Store> groups,
+         Log& log);
 
   absl::Status Follow(const Options& options);  // what the files say
   absl::Status Listen(const Options& options);
 
   const std::unique_ptr<Backend> backend_;
+  const std::unique_ptr<Store> groups_;
   Log& log_;
   const std::shared_ptr<Memory> memory_;
   RegionRegistry regions_;
@@ -76,6 +82,7 @@ class Server {
   ConnectionGuard connection_guard_;
   std::unique_ptr<Callers> callers_;          // null without --auth-token-file
   std::unique_ptr<Permissions> permissions_;  // null without --allow
+  GroupAdmission group_admission_;
   Environment environment_;
   Service service_;
   HealthService health_;

@@ -1,7 +1,12 @@
 #include "server/session/call_spec.h"
 
+#include <openssl/sha.h>
+
+#include <array>
+#include <charconv>
 #include <cmath>
 #include <limits>
+#include <string_view>
 #include <utility>
 
 #include "absl/strings/escaping.h"
@@ -94,15 +99,51 @@ absl::Status OutOfRange(std::string_view field, double value, std::string_view a
       absl::StrFormat("%s is %g; it must be %s", field, value, allowed));
 }
 
+absl::StatusOr<GroupDeclaration> CheckGroup(const v1::Group& group) {
+  constexpr size_t kLongestJob = 256;
+  constexpr size_t kLongestSecret = 1024;
+  if (group.job().empty() || group.job().size() > kLongestJob) {
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "group.job has %d bytes; it must have 1 to %d", group.job().size(), kLongestJob));
+  }
+  if (group.rank() >= group.world_size()) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("group.rank is %d, and group.world_size %d; ranks are 0 .. world_size - 1",
+                        group.rank(), group.world_size()));
+  }
+  if (group.job_secret().size() > kLongestSecret) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("group.job_secret has %d bytes; it must have at most %d",
+                        group.job_secret().size(), kLongestSecret));
+  }
+  GroupDeclaration declaration;
+  if (group.has_timeout()) {
+    declaration.timeout =
+        absl::Seconds(group.timeout().seconds()) + absl::Nanoseconds(group.timeout().nanos());
+    if (declaration.timeout <= absl::ZeroDuration()) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "group.timeout is ", absl::FormatDuration(declaration.timeout), "; it must be > 0"));
+    }
+  }
+  declaration.step = {group.job(), group.generation(), group.step(), group.attempt()};
+  declaration.rank = group.rank();
+  declaration.world_size = group.world_size();
+  declaration.secret_hash.resize(SHA256_DIGEST_LENGTH);
+  SHA256(reinterpret_cast<const unsigned char*>(group.job_secret().data()),
+         group.job_secret().size(),
+         reinterpret_cast<unsigned char*>(declaration.secret_hash.data()));
+  return declaration;
+}
+
 // What both RPCs declare alike.
 template <typename Start>
 absl::StatusOr<CallSpec> MakeCommonSpec(Start& start) {
-  if (start.has_group()) {
-    return absl::UnimplementedError(
-        "group is set, but this server cannot yet compute one norm for several ranks; leave group "
-        "out to clip by this caller's own norm");
-  }
   CallSpec spec;
+  if (start.has_group()) {
+    absl::StatusOr<GroupDeclaration> group = CheckGroup(start.group());
+    if (!group.ok()) return group.status();
+    spec.group = *std::move(group);
+  }
   const v1::NormOptions& norm = start.norm();
   if (norm.has_norm_type()) spec.norm_type = norm.norm_type();
   if (!(spec.norm_type > 0)) {
@@ -123,6 +164,11 @@ absl::StatusOr<CallSpec> MakeCommonSpec(Start& start) {
 
 absl::Status CheckTotalNorm(const v1::ClipGradNormStart& start) {
   const double total_norm = start.total_norm();
+  if (start.has_group()) {
+    return absl::InvalidArgumentError(
+        "total_norm is set together with group; with total_norm nothing is measured, and so there "
+        "is nothing that ranks could share");
+  }
   if (total_norm < 0) return OutOfRange("total_norm", total_norm, ">= 0 or NaN");
   if (start.norm().per_tensor()) {
     return absl::InvalidArgumentError(
@@ -137,7 +183,41 @@ absl::Status CheckTotalNorm(const v1::ClipGradNormStart& start) {
   return absl::OkStatus();
 }
 
+// The shortest text that reads back as the same double.
+std::string Shortest(double value) {
+  std::array<char, 32> text;
+  const auto end = std::to_chars(text.data(), text.data() + text.size(), value);
+  return std::string(text.data(), end.ptr);
+}
+
+std::string_view NameOf(OnNonfinite policy) {
+  switch (policy) {
+    case OnNonfinite::kPropagate:
+      return "NONFINITE_PROPAGATE";
+    case OnNonfinite::kError:
+      return "NONFINITE_ERROR";
+    case OnNonfinite::kSkip:
+      return "NONFINITE_SKIP";
+    case OnNonfinite::kZero:
+      return "NONFINITE_ZERO";
+  }
+  return "";
+}
+
 }  // namespace
+
+Terms TermsOf(const CallSpec& spec, bool clips) {
+  Terms terms = {{"the RPC", clips ? "ClipGradNorm" : "ComputeNorm"},
+                 {"group.world_size", absl::StrCat(spec.group->world_size)},
+                 {"norm.norm_type", Shortest(spec.norm_type)},
+                 {"norm.pre_scale", Shortest(spec.rule.pre_scale)}};
+  if (clips) {
+    terms.push_back({"max_norm", Shortest(spec.rule.max_norm)});
+    terms.push_back({"epsilon", Shortest(spec.rule.epsilon)});
+    terms.push_back({"nonfinite", std::string(NameOf(spec.rule.nonfinite))});
+  }
+  return terms;
+}
 
 std::string DescribeTensor(const std::string& name, size_t index) {
   if (name.empty()) return absl::StrCat("#", index);

@@ -49,7 +49,7 @@ absl::Status Session::Begin(absl::StatusOr<CallSpec> spec) {
   spec_ = *std::move(spec);
   started_ = true;
   result_.mutable_norm()->set_backend(std::string(means_.backend.name()));
-  if (passes_through()) return Decide(*spec_.total_norm);
+  if (passes_through()) return Decide(*spec_.total_norm, 0, "");
 
   norm_.emplace(means_.backend, spec_.norm_type, spec_.per_tensor, spec_.rule.pre_scale);
   if (spec_.per_tensor) {
@@ -338,19 +338,32 @@ absl::Status Session::HalfClose() {
   }
   if (passes_through()) return absl::OkStatus();
   EnterTensors();
-  return Decide(norm_->total().Norm(spec_.rule.pre_scale));
+  if (spec_.group.has_value()) return absl::OkStatus();
+  const v1::NormResult& norm = result_.norm();
+  return Decide(norm_->total().Norm(spec_.rule.pre_scale), norm.nonfinite_elements(),
+                Shortened(norm.first_nonfinite()));
 }
 
-absl::Status Session::Decide(double total_norm) {
+Contribution Session::contribution() const {
+  return {norm_->total(), result_.norm().nonfinite_elements(),
+          Shortened(result_.norm().first_nonfinite())};
+}
+
+absl::Status Session::Conclude(const Outcome& outcome) {
+  return Decide(outcome.total.Norm(spec_.rule.pre_scale), outcome.nonfinite_elements,
+                outcome.first_nonfinite);
+}
+
+absl::Status Session::Decide(double total_norm, uint64_t nonfinite, const std::string& first) {
   v1::NormResult& norm = *result_.mutable_norm();
   norm.set_total_norm(total_norm);
-  norm.set_group_nonfinite_elements(norm.nonfinite_elements());
+  norm.set_group_nonfinite_elements(nonfinite);
   if (spec_.rule.nonfinite == OnNonfinite::kError && !std::isfinite(total_norm)) {
     if (passes_through()) {
       return absl::FailedPreconditionError(absl::StrFormat(
           "the given total_norm is %g, and nonfinite is NONFINITE_ERROR", total_norm));
     }
-    if (norm.nonfinite_elements() == 0) {
+    if (nonfinite == 0) {
       return absl::FailedPreconditionError(
           absl::StrFormat("the total norm is %g though all elements are finite: it is beyond the "
                           "largest double, and nonfinite is NONFINITE_ERROR",
@@ -359,7 +372,7 @@ absl::Status Session::Decide(double total_norm) {
     return absl::FailedPreconditionError(absl::StrFormat(
         "the total norm is %g, and nonfinite is NONFINITE_ERROR: %d elements are NaN or infinite, "
         "the first of them %s",
-        total_norm, norm.nonfinite_elements(), Shortened(norm.first_nonfinite())));
+        total_norm, nonfinite, first));
   }
   const ClipDecision decision = gradclip::Decide(spec_.rule, total_norm);
   result_.set_coefficient(decision.coefficient);

@@ -11,11 +11,13 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "gradclip/v1/gradclip.pb.h"
 #include "server/backend/backend.h"
+#include "server/group/participant.h"
 #include "server/memory/arena.h"
 #include "server/norm/gradient_norm.h"
 #include "server/session/call_spec.h"
@@ -28,6 +30,7 @@ namespace gradclip {
 //   Start()  once
 //   Data(), Shared()  any number of times, in stream order
 //   HalfClose()  when the caller has sent all
+//   with a group: contribution(), and Conclude() with what came of all ranks' together
 //   ScaleShared(), then result(), then, where result().gradient_follows(), ScaleSegment() for each
 //   segment
 // With a given total_norm (passes_through()), result() stands after Start(), PassThrough() takes
@@ -80,6 +83,11 @@ class Session {
 
   absl::Status HalfClose();
 
+  // With a group, after HalfClose(): what this rank adds, and what all ranks together have.
+  // Conclude: FAILED_PRECONDITION as the non-finite policy says, to all ranks alike.
+  Contribution contribution() const;
+  absl::Status Conclude(const Outcome& outcome);
+
   // After HalfClose(): the work of scaling what is shared.
   void ScaleShared();
 
@@ -99,7 +107,7 @@ class Session {
   uint64_t received_bytes() const { return received_bytes_; }  // shared ones included
   uint64_t shared_bytes() const { return shared_ == nullptr ? 0 : shared_->bytes(); }
 
-  // After HalfClose() (ComputeNorm: norm() alone is meant).
+  // After HalfClose(), with a group after Conclude() (ComputeNorm: norm() alone is meant).
   const v1::ClipResult& result() const { return result_; }
 
   // The clipped gradient, in the order in which its bytes came. Scale each segment once, in order.
@@ -120,7 +128,9 @@ class Session {
   void Advance(uint64_t bytes);   // position_
   void SkipRuns(uint64_t bytes);  // scale_run_, scale_byte_
   bool keeps_data() const;
-  absl::Status Decide(double total_norm);
+  // `nonfinite`, `first`: elements of all that were measured for that norm, and the first of them
+  // for people.
+  absl::Status Decide(double total_norm, uint64_t nonfinite, const std::string& first);
   bool ChangesAnything() const;
   void Scale(std::span<const DTypeRun> runs, std::span<std::byte> elements);
 

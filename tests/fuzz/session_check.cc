@@ -89,7 +89,15 @@ absl::Status SendData(Session& session, std::string_view bytes, std::string& cli
   return status;
 }
 
-void TakeAnswer(Session& session, Outcome& outcome) {
+absl::Status EndStream(Session& session) {
+  if (absl::Status closed = session.HalfClose(); !closed.ok()) return closed;
+  if (!session.spec().group.has_value()) return absl::OkStatus();
+  const absl::StatusOr<Outcome> outcome = Merge({{0, session.contribution().Serialize()}});
+  FUZZ_CHECK(outcome.ok());
+  return session.Conclude(*outcome);
+}
+
+void TakeAnswer(Session& session, Ended& outcome) {
   outcome.result = session.result();
   if (!outcome.result.gradient_follows()) return;
   for (size_t i = 0; i < session.segment_count(); ++i) {
@@ -115,7 +123,7 @@ void CheckSameNorms(const v1::NormResult& a, const v1::NormResult& b) {
 }
 
 void CheckAnswer(const v1::ClipGradNormStart& start, std::string_view gradient,
-                 absl::StatusCode verdict, bool sent_as_data, const Outcome& outcome) {
+                 absl::StatusCode verdict, bool sent_as_data, const Ended& outcome) {
   if (verdict != absl::StatusCode::kOk) {
     FUZZ_CHECK(outcome.status.code() == verdict);
     return;
@@ -140,7 +148,7 @@ void CheckAnswer(const v1::ClipGradNormStart& start, std::string_view gradient,
 }
 
 void CheckComputed(const v1::ClipGradNormStart& start, std::string_view gradient,
-                   absl::StatusCode verdict, const Outcome& clip, const Outcome& outcome) {
+                   absl::StatusCode verdict, const Ended& clip, const Ended& outcome) {
   FUZZ_CHECK(outcome.status.code() == verdict);
   if (!outcome.status.ok()) return;
   if (clip.status.ok() && !start.has_total_norm()) {

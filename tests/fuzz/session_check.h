@@ -29,7 +29,7 @@ std::optional<v1::ClipGradNormStart> TakeStart(std::string_view& input);
 // ComputeNorm of the same.
 v1::ComputeNormStart ComputeStart(const v1::ClipGradNormStart& start);
 
-struct Outcome {
+struct Ended {
   absl::Status status;
   v1::ClipResult result;
   std::string clipped;
@@ -38,8 +38,12 @@ struct Outcome {
 // The next bytes of the gradient. With a given norm, what comes back goes to `clipped`.
 absl::Status SendData(Session& session, std::string_view bytes, std::string& clipped);
 
-// After HalfClose() and the work: the result, and the clipped bytes where they follow it.
-void TakeAnswer(Session& session, Outcome& outcome);
+// HalfClose(). With a group, concludes with what this one rank alone has, which has gone over the
+// wire: the answer is that without a group.
+absl::Status EndStream(Session& session);
+
+// After EndStream() and the work: the result, and the clipped bytes where they follow it.
+void TakeAnswer(Session& session, Ended& outcome);
 
 bool SameDouble(double a, double b);
 
@@ -49,11 +53,11 @@ void CheckSameNorms(const v1::NormResult& a, const v1::NormResult& b);
 // Verdict, norms, counts and decision of a call that got `gradient`. `verdict` leaves out what the
 // norm's value decides, as ModelVerdict() does. sent_as_data: at least some of it came as data.
 void CheckAnswer(const v1::ClipGradNormStart& start, std::string_view gradient,
-                 absl::StatusCode verdict, bool sent_as_data, const Outcome& outcome);
+                 absl::StatusCode verdict, bool sent_as_data, const Ended& outcome);
 
 // The same of ComputeNorm, which got the gradient as `clip` did.
 void CheckComputed(const v1::ClipGradNormStart& start, std::string_view gradient,
-                   absl::StatusCode verdict, const Outcome& clip, const Outcome& outcome);
+                   absl::StatusCode verdict, const Ended& clip, const Ended& outcome);
 
 }  // namespace gradclip
 

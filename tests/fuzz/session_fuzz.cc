@@ -14,22 +14,22 @@ namespace {
 
 // A whole call, its gradient in parts of cut_bytes.
 template <typename Start>
-Outcome Run(const Start& start, std::string_view gradient, size_t cut_bytes) {
+Ended Run(const Start& start, std::string_view gradient, size_t cut_bytes) {
   Session session({.backend = TheBackend(), .arenas = Arenas(), .max_call_bytes = kMaxCallBytes});
-  Outcome outcome;
+  Ended outcome;
   outcome.status = session.Start(Start(start));
   while (outcome.status.ok() && !gradient.empty()) {
     const std::string_view part = gradient.substr(0, cut_bytes);
     gradient.remove_prefix(part.size());
     outcome.status = SendData(session, part, outcome.clipped);
   }
-  if (outcome.status.ok()) outcome.status = session.HalfClose();
+  if (outcome.status.ok()) outcome.status = EndStream(session);
   if (outcome.status.ok()) TakeAnswer(session, outcome);
   return outcome;
 }
 
 void CheckClip(const v1::ClipGradNormStart& start, std::string_view gradient,
-               const Outcome& outcome) {
+               const Ended& outcome) {
   CheckAnswer(start, gradient, ModelVerdict(start, gradient.size(), kMaxCallBytes),
               /*sent_as_data=*/true, outcome);
   if (!outcome.status.ok()) return;
@@ -50,8 +50,8 @@ void Check(std::string_view input) {
   const std::optional<v1::ClipGradNormStart> start = TakeStart(input);
   if (!start.has_value()) return;
 
-  const Outcome first = Run(*start, input, first_cut);
-  const Outcome second = Run(*start, input, second_cut);
+  const Ended first = Run(*start, input, first_cut);
+  const Ended second = Run(*start, input, second_cut);
   FUZZ_CHECK(first.status.code() == second.status.code());
   FUZZ_CHECK(first.status.ok() || !first.status.message().empty());
   if (first.status.ok()) {

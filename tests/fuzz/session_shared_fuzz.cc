@@ -356,7 +356,7 @@ class Reading {
   Expected expected_;
 };
 
-struct SharedOutcome : Outcome {
+struct SharedOutcome : Ended {
   size_t taken = 0;  // messages
 };
 
@@ -392,7 +392,7 @@ SharedOutcome Run(const Start& start, const std::vector<Message>& messages) {
     if (!outcome.status.ok()) break;
     ++outcome.taken;
   }
-  if (outcome.status.ok()) outcome.status = session.HalfClose();
+  if (outcome.status.ok()) outcome.status = EndStream(session);
   if (!outcome.status.ok()) return outcome;
   session.ScaleShared();
   outcome.status = Work(session);
@@ -414,8 +414,8 @@ void CheckUntouched(const Expected& expected, bool written,
 }
 
 // All parts are scaled: those in memory, and those that came back.
-void CheckScaled(const v1::ClipGradNormStart& start, const Expected& expected,
-                 const Outcome& outcome, const std::array<std::string, kMemories>& after) {
+void CheckScaled(const v1::ClipGradNormStart& start, const Expected& expected, const Ended& outcome,
+                 const std::array<std::string, kMemories>& after) {
   // A call with a given norm may have ended early: its other elements don't matter.
   std::string gradient = expected.gradient;
   gradient.resize(*DeclaredBytes(start.tensors()));
@@ -457,8 +457,8 @@ void CheckVerdict(StatusCode started, const Layout& layout, const Expected& expe
 
 // The same gradient as data alone.
 void CheckLikeData(const v1::ClipGradNormStart& start, const std::string& gradient,
-                   const Outcome& outcome) {
-  const Outcome data = Run(start, {{.data = gradient}});
+                   const Ended& outcome) {
+  const Ended data = Run(start, {{.data = gradient}});
   FUZZ_CHECK(data.status.code() == outcome.status.code());
   const double p = start.norm().has_norm_type() ? start.norm().norm_type() : 2;
   // Other norms depend on how the gradient was cut.

@@ -29,11 +29,20 @@ bool IsFiniteAndAbove(double value, double bound) {
   return value > bound && value < kInfinity;
 }
 
+bool IsValidGroup(const v1::Group& group) {
+  const bool timeout_ok =
+      !group.has_timeout() || static_cast<long double>(group.timeout().seconds()) * 1e9L +
+                                      static_cast<long double>(group.timeout().nanos()) >
+                                  0;
+  return !group.job().empty() && group.job().size() <= 256 && group.rank() < group.world_size() &&
+         group.job_secret().size() <= 1024 && timeout_ok;
+}
+
 // What both RPCs ask of a start message.
 template <typename Start>
 StatusCode CommonVerdict(const Start& start) {
-  if (start.has_group()) return StatusCode::kUnimplemented;
-  const bool valid = NormType(start.norm()) > 0 && IsFiniteAndAbove(PreScale(start.norm()), 0) &&
+  const bool valid = (!start.has_group() || IsValidGroup(start.group())) &&
+                     NormType(start.norm()) > 0 && IsFiniteAndAbove(PreScale(start.norm()), 0) &&
                      DeclaredBytes(start.tensors()).has_value();
   return valid ? StatusCode::kOk : StatusCode::kInvalidArgument;
 }
@@ -44,7 +53,7 @@ bool IsValid(const v1::ClipGradNormStart& start) {
   if (start.nonfinite() < 0 || start.nonfinite() > 3) return false;
   if (start.reply() < 0 || start.reply() > 2) return false;
   return !start.has_total_norm() || !(start.total_norm() < 0 || start.norm().per_tensor() ||
-                                      start.reply() == v1::REPLY_COEFFICIENT);
+                                      start.has_group() || start.reply() == v1::REPLY_COEFFICIENT);
 }
 
 // The p-norm in long double, whose range holds the squares of all doubles.

@@ -166,6 +166,21 @@ TEST(FormatCall, SaysWhatWasShared) {
   EXPECT_THAT(CallText(call), ::testing::HasSubstr(" B out, 4096 B shared, 41 tensors"));
 }
 
+TEST(FormatCall, SaysWhichRankOfAGroupItWas) {
+  CallRecord call = Call();
+  call.group = GroupRecord{"run\n7", 2, 120, 1, 3, 8};
+  EXPECT_THAT(CallText(call),
+              ::testing::HasSubstr("41 tensors, rank 3 of 8 at step 120 attempt 1 generation 2 of "
+                                   "\"run\\n7\", norm"));
+  const Json line = Json::parse(FormatCall(LogFormat::kJson, kTime, call));
+  EXPECT_EQ(line["job"], "run\n7");
+  EXPECT_EQ(line["generation"], 2);
+  EXPECT_EQ(line["step"], 120);
+  EXPECT_EQ(line["attempt"], 1);
+  EXPECT_EQ(line["rank"], 3);
+  EXPECT_EQ(line["world_size"], 8);
+}
+
 TEST(FormatCall, SaysAllOfACallAsJson) {
   CallRecord call = Call();
   call.bytes_out = 12;

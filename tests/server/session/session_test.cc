@@ -364,10 +364,26 @@ TEST_F(ClipSession, RefusesMessagesOutOfOrder) {
   EXPECT_THAT(session_->Shared({}), Refuses(absl::StatusCode::kUnimplemented, "shared"));
 }
 
-TEST_F(ClipSession, RefusesGroups) {
+TEST_F(ClipSession, ConcludesWithWhatAllRanksOfItsGroupHave) {
   v1::ClipGradNormStart start = ClipStart(1);
   start.mutable_group()->set_job("run7");
-  EXPECT_THAT(Send(start), Refuses(absl::StatusCode::kUnimplemented, "group"));
+  start.mutable_group()->set_world_size(2);
+  ASSERT_EQ(Send(start), absl::OkStatus());
+  ASSERT_EQ(Send(Bytes<float>({3, kNaN})), absl::OkStatus());
+  ASSERT_EQ(HalfClose(), absl::OkStatus());
+  const Contribution own = session_->contribution();
+  EXPECT_TRUE(std::isnan(own.partial.Norm()));
+  EXPECT_EQ(own.nonfinite_elements, 1u);
+  EXPECT_EQ(own.first_nonfinite, "w0[1]");
+
+  Outcome outcome;
+  outcome.total.AddSum(25, 0);
+  outcome.nonfinite_elements = 4;
+  ASSERT_EQ(session_->Conclude(outcome), absl::OkStatus());
+  EXPECT_EQ(result().norm().total_norm(), 5);
+  EXPECT_DOUBLE_EQ(result().coefficient(), 1 / (5 + 1e-6));
+  EXPECT_EQ(result().norm().nonfinite_elements(), 1u);
+  EXPECT_EQ(result().norm().group_nonfinite_elements(), 4u);
 }
 
 // A start that is well but for one field, and what is said about it.
@@ -437,9 +453,19 @@ INSTANTIATE_TEST_SUITE_P(
         BadField{"TotalNormOfAGroup",
                  [](auto& s) {
                    s.set_total_norm(1);
+                   s.mutable_group()->set_job("run7");
                    s.mutable_group()->set_world_size(2);
                  },
-                 "group", absl::StatusCode::kUnimplemented},
+                 "total_norm is set together with group"},
+        BadField{"GroupWithoutAJob", [](auto& s) { s.mutable_group()->set_world_size(1); },
+                 "group.job has 0 bytes"},
+        BadField{"RankBeyondTheGroup",
+                 [](auto& s) {
+                   s.mutable_group()->set_job("run7");
+                   s.mutable_group()->set_rank(4);
+                   s.mutable_group()->set_world_size(4);
+                 },
+                 "group.rank is 4, and group.world_size 4"},
         BadField{"ZeroPreScale", [](auto& s) { s.mutable_norm()->set_pre_scale(0); },
                  "norm.pre_scale is 0"},
         BadField{"InfinitePreScale", [](auto& s) { s.mutable_norm()->set_pre_scale(kInfinity); },
@@ -483,7 +509,7 @@ TEST_F(NormSession, RefusesFieldsOutsideTheirRange) {
   EXPECT_THAT(Send(start), Refuses(kInvalid, "norm.pre_scale is 0; it must be finite and > 0"));
   start = good;
   start.mutable_group();
-  EXPECT_THAT(Send(start), Refuses(absl::StatusCode::kUnimplemented, "group is set"));
+  EXPECT_THAT(Send(start), Refuses(kInvalid, "group.job has 0 bytes"));
 }
 
 TEST_F(NormSession, KeepsNothingHoweverLittleMayBeKept) {
