@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/string_view.h"
+#include "server/group/refusals.h"
 
 namespace gradclip {
 namespace {
@@ -25,13 +25,9 @@ absl::Status Job::Admit(const Participant& participant) const {
   const std::string& given = participant.secret_hash;
   if (given.size() != secret_hash_.size() ||
       CRYPTO_memcmp(given.data(), secret_hash_.data(), given.size()) != 0) {
-    return absl::PermissionDeniedError(absl::StrCat(
-        id.Describe(), ": group.job_secret is not the one that the job was opened with"));
+    return WrongSecret(id);
   }
-  if (id.generation < generation_) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        id.Describe(), ": that generation is over, the job is at generation ", generation_));
-  }
+  if (id.generation < generation_) return GenerationIsOver(id, generation_);
   return absl::OkStatus();
 }
 
@@ -41,26 +37,15 @@ absl::StatusOr<std::shared_ptr<Step>> Job::Find(const StepId& id) const {
   if (found != steps_.end()) {
     const std::shared_ptr<Step>& known = found->second;
     if (id.attempt == known->id().attempt) return known;
-    if (id.attempt < known->id().attempt) {
-      return absl::FailedPreconditionError(absl::StrCat(
-          id.Describe(), ": that attempt is over, the step is at attempt ", known->id().attempt));
-    }
+    if (id.attempt < known->id().attempt) return AttemptIsOver(id, known->id().attempt);
     if (known->state() == Step::State::kCommitted) {
-      return absl::FailedPreconditionError(
-          absl::StrCat(id.Describe(), ": the step was committed by attempt ", known->id().attempt,
-                       "; ask again with that one for its answer"));
+      return CommittedByAttempt(id, known->id().attempt);
     }
   }
-  constexpr absl::string_view kForgotten = "its answer is kept no longer (--group-result-ttl)";
-  if (any_over_ && id.step <= over_) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        id.Describe(), ": that step is over, as the job has ended step ", over_, "; ", kForgotten));
-  }
+  if (any_over_ && id.step <= over_) return StepIsForgotten(id, over_);
   const auto aborted = aborted_.find(id.step);
   if (aborted != aborted_.end() && id.attempt <= aborted->second) {
-    return absl::FailedPreconditionError(
-        absl::StrCat(id.Describe(), ": that attempt is over, as attempt ", aborted->second,
-                     " was aborted; ", kForgotten));
+    return AttemptIsForgotten(id, aborted->second);
   }
   return nullptr;
 }

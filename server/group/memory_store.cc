@@ -4,8 +4,8 @@
 #include <chrono>
 #include <optional>
 
-#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "server/group/refusals.h"
 
 namespace gradclip {
 namespace {
@@ -155,10 +155,7 @@ absl::StatusOr<std::shared_ptr<MemoryStore::KeptStep>> MemoryStore::FindOrOpen(
   absl::StatusOr<std::shared_ptr<Step>> found = job->job.Find(id);
   if (!found.ok()) return found.status();
   if (*found != nullptr) return steps_.at(found->get());
-  if (!opening_) {
-    return absl::UnavailableError(
-        absl::StrCat(id.Describe(), ": the server is stopping and opens no steps. Try again"));
-  }
+  if (!opening_) return OpensNoSteps(id);
 
   const auto kept = std::make_shared<KeptStep>();
   kept->job = job;

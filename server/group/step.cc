@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "server/group/refusals.h"
 
 namespace gradclip {
 namespace {
@@ -42,8 +43,7 @@ absl::Status Step::Join(const Participant& participant, absl::Time now) {
   if (state_ == State::kAborted) return aborted_;
   if (state_ == State::kCommitted) {
     if (!disagreement.has_value()) return absl::OkStatus();
-    return absl::FailedPreconditionError(
-        absl::StrCat(id_.Describe(), " is committed, and was with other options: ", *disagreement));
+    return CommittedWithOtherTerms(id_, *disagreement);
   }
   if (disagreement.has_value()) {
     End(absl::StatusCode::kFailedPrecondition,
@@ -66,10 +66,7 @@ absl::Status Step::Contribute(uint32_t rank, std::string contribution, uint64_t 
   const auto taken = contributions_.find(rank);
   if (taken != contributions_.end()) {
     if (taken->second == contribution) return absl::OkStatus();
-    return absl::AlreadyExistsError(absl::StrCat(
-        id_.Describe(), ": another contribution of rank ", rank,
-        " has been taken already; is there another process with this rank, or has the gradient "
-        "changed since it was sent first?"));
+    return ContributionTaken(id_, rank);
   }
   contributions_.emplace(rank, std::move(contribution));
   ranks_[rank].contributed = true;
@@ -146,7 +143,7 @@ absl::Time Step::deadline(absl::Duration grace) const {
 
 void Step::End(absl::StatusCode code, const std::string& why) {
   state_ = State::kAborted;
-  aborted_ = absl::Status(code, absl::StrCat(id_.Describe(), " is aborted: ", why));
+  aborted_ = AttemptAborted(id_, code, why);
   contributions_.clear();
 }
 

@@ -66,6 +66,9 @@ struct StoreKind {
   // else one.
   std::function<std::vector<std::unique_ptr<Store>>(const GroupTimes& times, int servers)> make;
   std::string name;
+  // Waits until all that calls of the store have done so far has come to the step. Null where it
+  // has when they return.
+  std::function<void(Store& store)> settle = nullptr;
 };
 inline std::ostream& operator<<(std::ostream& out, const StoreKind& kind) {
   return out << kind.name;
@@ -85,7 +88,9 @@ class StoreContract : public testing::TestWithParam<StoreKind> {
     absl::Status status() const { return Get().status(); }
   };
 
-  void Make(const GroupTimes& times = {}) { stores_ = GetParam().make(times, 3); }
+  // Each call returns once what it did has come to the step, so that tests say in which order
+  // things happen; unless `in_order` is false.
+  void Make(const GroupTimes& times = {}, bool in_order = true);
 
   // Ranks come to the stores in turn.
   Store& StoreOf(uint32_t rank) { return *stores_[rank % stores_.size()]; }
