@@ -90,6 +90,14 @@ absl::Status SetBackend(absl::string_view text, Options& options) {
   return absl::OkStatus();
 }
 
+absl::Status SetGroupStore(absl::string_view text, Options& options) {
+  if (text != "memory" && !absl::StartsWith(text, "redis://")) {
+    return absl::InvalidArgumentError("memory, or redis://HOST:PORT/DB");
+  }
+  options.group_store = std::string(text);
+  return absl::OkStatus();
+}
+
 // sockaddr_un has room for this many bytes of path.
 constexpr size_t kLongestSocketPath = 107;
 
@@ -279,6 +287,18 @@ const std::vector<Flag>& AllFlags() {
        "How long a client may neither send nor read before its call is ended. What counts is a\n"
        "whole message: a slow network wants small ones, or a longer time.",
        "60s", false, DurationFrom(&Options::idle_timeout, absl::Milliseconds(1))},
+      {"group-store", "STORE",
+       "Where the steps of groups are kept: memory, for one server that all ranks of a job come "
+       "to; "
+       "or\n"
+       "redis://[USER@]HOST[:PORT][/DB], for several behind one address. Of several URLs, with "
+       "commas\n"
+       "between and the same at all servers, each job has one.",
+       "memory", false, SetGroupStore},
+      {"group-store-password-file", "FILE",
+       "File with Redis's password, read anew at each connection. Without it the variable\n"
+       "GRADCLIP_GROUP_STORE_PASSWORD counts.",
+       "none", false, File(&Options::group_store_password_file)},
       {"group-timeout", "DURATION",
        "Longest a step of a group may take, from its first rank's arrival; a rank may ask for "
        "less.\n"

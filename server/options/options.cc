@@ -29,6 +29,9 @@ constexpr absl::string_view kVariablePrefix = "GRADCLIP_";
 // Variables that the client and the command read; a shell may well hold them beside the server's.
 constexpr absl::string_view kClientVariables[] = {"GRADCLIP_SERVER"};
 
+// A secret, and so no flag, which every user of the machine could see.
+constexpr absl::string_view kPasswordVariable = "GRADCLIP_GROUP_STORE_PASSWORD";
+
 // What was given for a flag, and where: "--max-tensors" or "GRADCLIP_MAX_TENSORS".
 struct Given {
   std::string source;
@@ -126,23 +129,26 @@ absl::Status ReadArguments(int argc, const char* const* argv, GivenByFlag& given
 }
 
 // Reads the variables of flags that are not given yet, and warns of names that mean nothing.
-void ReadEnvironment(const char* const* environment, GivenByFlag& given,
-                     std::vector<std::string>& warnings) {
+void ReadEnvironment(const char* const* environment, GivenByFlag& given, Options& options) {
   for (; *environment != nullptr; ++environment) {
     const std::pair<absl::string_view, absl::string_view> variable =
         absl::StrSplit(*environment, absl::MaxSplits('=', 1));
     const absl::string_view name = variable.first;
     const absl::string_view value = variable.second;
     if (!absl::StartsWith(name, kVariablePrefix)) continue;
+    if (name == kPasswordVariable) {
+      options.group_store_password = std::string(value);
+      continue;
+    }
     const auto flag = std::find_if(AllFlags().begin(), AllFlags().end(), [&](const Flag& flag) {
       return VariableName(flag.name) == name;
     });
     if (flag == AllFlags().end()) {
       if (std::find(std::begin(kClientVariables), std::end(kClientVariables), name) ==
           std::end(kClientVariables)) {
-        warnings.push_back(absl::StrCat("environment variable ", absl::Utf8SafeCEscape(name),
-                                        " is not known and has no effect",
-                                        Suggestion(name, VariableName)));
+        options.warnings.push_back(
+            absl::StrCat("environment variable ", absl::Utf8SafeCEscape(name),
+                         " is not known and has no effect", Suggestion(name, VariableName)));
       }
       continue;
     }
@@ -255,7 +261,7 @@ absl::StatusOr<Options> ParseOptions(int argc, const char* const* argv,
   const absl::Status read = ReadArguments(argc, argv, given, options.print_and_exit);
   if (!read.ok()) return read;
   if (options.print_and_exit.has_value()) return options;
-  ReadEnvironment(environment, given, options.warnings);
+  ReadEnvironment(environment, given, options);
 
   if (given.contains("listen")) options.listen.clear();
   for (const Flag& flag : AllFlags()) {

@@ -142,6 +142,13 @@ struct Options {
   // How long running calls may take to end after a signal to stop; 0: no time at all.
   absl::Duration drain_timeout = absl::Seconds(30);
 
+  // Where groups' steps are kept: "memory", or URLs redis://[USER@]HOST[:PORT][/DB] with commas
+  // between; whether these are well formed is for the one who makes the store to say. The password
+  // comes from the file, or else from the variable GRADCLIP_GROUP_STORE_PASSWORD; empty: none.
+  std::string group_store = "memory";
+  std::string group_store_password_file;
+  std::string group_store_password;
+
   // Longest a step of a group may take from its first rank's arrival; > 0. Ranks may ask for less.
   absl::Duration group_timeout = absl::Minutes(10);
 

@@ -552,8 +552,9 @@ void Call::OnEnded() {
     record.tensors = session_.spec().tensors.size();
     record.backend = environment_.backend.name();
     if (const std::optional<GroupDeclaration>& group = session_.spec().group; group.has_value()) {
-      record.group = {group->step.job,     group->step.generation, group->step.step,
-                      group->step.attempt, group->rank,            group->world_size};
+      record.group = {group->step.job,  group->step.generation,
+                      group->step.step, group->step.attempt,
+                      group->rank,      group->world_size};
     }
   }
   if (record.status.ok()) {

@@ -18,6 +18,7 @@
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "server/group/memory_store.h"
+#include "server/group/redis/redis_store.h"
 #include "server/memory/heap.h"
 #include "server/net/listener.h"
 
@@ -62,15 +63,26 @@ std::string RandomInstance() {
   return absl::StrFormat("%08x%08x", device(), device());
 }
 
-std::unique_ptr<Store> MakeStore(const Options& options) {
+absl::StatusOr<std::unique_ptr<Store>> MakeStore(const Options& options, Log& log) {
   const GroupTimes times = {.reconnect_grace = options.group_reconnect_grace,
                             .result_ttl = options.group_result_ttl,
                             .job_ttl = options.group_job_ttl};
-  return std::make_unique<MemoryStore>(times, options.max_group_bytes, RandomInstance());
+  if (options.group_store == "memory") {
+    return std::make_unique<MemoryStore>(times, options.max_group_bytes, RandomInstance());
+  }
+  absl::StatusOr<std::vector<RedisAddress>> endpoints = ParseRedisUrls(options.group_store);
+  if (!endpoints.ok()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--group-store: ", endpoints.status().message()));
+  }
+  RedisOptions redis;
+  redis.endpoints = *std::move(endpoints);
+  redis.password_file = options.group_store_password_file;
+  redis.password = options.group_store_password;
+  return RedisStore::Make(redis, times, &log);
 }
 
-v1::GetServerInfoResponse DescribeServer(const Options& options, const Backend& backend,
-                                         const Store& groups) {
+v1::GetServerInfoResponse DescribeServer(const Options& options, const Backend& backend) {
   v1::GetServerInfoResponse info;
   info.set_version(std::string(ServerVersion()));
   std::vector<BackendChoice> choices = ListBackends();
@@ -87,7 +99,6 @@ v1::GetServerInfoResponse DescribeServer(const Options& options, const Backend& 
   info.set_memory_budget_bytes(options.memory_budget);
   info.set_max_tensors(options.max_tensors);
   info.set_memory_socket(options.memory_socket);
-  info.set_instance(groups.instance());
   return info;
 }
 
@@ -145,7 +156,10 @@ void SetLimits(const Options& options, grpc::ServerBuilder& builder) {
 absl::StatusOr<std::unique_ptr<Server>> Server::Start(const Options& options, Log& log) {
   absl::StatusOr<std::unique_ptr<Backend>> backend = MakeBackend(options.backend);
   if (!backend.ok()) return backend.status();
-  std::unique_ptr<Server> server(new Server(options, *std::move(backend), MakeStore(options), log));
+  absl::StatusOr<std::unique_ptr<Store>> groups = MakeStore(options, log);
+  if (!groups.ok()) return groups.status();
+  std::unique_ptr<Server> server(
+      new Server(options, *std::move(backend), *std::move(groups), log));
   if (absl::Status followed = server->Follow(options); !followed.ok()) return followed;
   if (absl::Status listening = server->Listen(options); !listening.ok()) return listening;
   return server;
@@ -199,7 +213,7 @@ Server::Server(const Options& options, std::unique_ptr<Backend> backend,
                    .idle_timeout = options.idle_timeout,
                    .group_timeout = options.group_timeout,
                    .group_admission_timeout = options.group_admission_timeout},
-      service_(environment_, DescribeServer(options, *backend_, *groups_)),
+      service_(environment_, DescribeServer(options, *backend_)),
       health_(environment_, options.open_health),
       unknown_methods_(environment_) {}
 

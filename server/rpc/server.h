@@ -37,8 +37,8 @@ namespace gradclip {
 
 class Server {
  public:
-  // Serves by `options`. `log` must outlive the server. Errors: an unusable backend, certificate or
-  // address.
+  // Serves by `options`. `log` must outlive the server. Errors: an unusable backend, certificate,
+  // address or store of groups.
   static absl::StatusOr<std::unique_ptr<Server>> Start(const Options& options, Log& log);
   // Cancels what still runs.
   ~Server();

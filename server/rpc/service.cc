@@ -50,6 +50,7 @@ class Service::GetServerInfoCall final : public ShortCall {
     absl::StatusOr<Entry> entry = gradclip::Enter(*caller, environment_);
     if (!entry.ok()) return entry.status();
     place_ = std::move(entry->place);
+    info_.set_instance(environment_.groups.instance());
     if (const Permission* const may = entry->permission.get(); may != nullptr) {
       info_.set_max_call_bytes(std::min(info_.max_call_bytes(), may->max_gradient_bytes));
       if (!may->shared_memory) info_.clear_memory_socket();

@@ -441,7 +441,8 @@ TEST(Options, DefaultsThatHelpStatesAreThoseThatHold) {
                                           "max-waiting-calls-per-caller",
                                           "max-connections-per-peer",
                                           "max-transport-bytes",
-                                          "max-connection-age"};
+                                          "max-connection-age",
+                                          "group-store-password-file"};
     if (std::count(std::begin(in_words), std::end(in_words), flag.name) > 0) continue;
     const absl::StatusOr<Options> defaults = Parse({});
     const absl::StatusOr<Options> stated =
@@ -470,6 +471,13 @@ TEST(Options, DefaultsThatHelpStatesAreThoseThatHold) {
     EXPECT_EQ(stated->max_ranges, defaults->max_ranges);
     EXPECT_EQ(stated->admission_timeout, defaults->admission_timeout);
     EXPECT_EQ(stated->idle_timeout, defaults->idle_timeout);
+    EXPECT_EQ(stated->group_store, defaults->group_store);
+    EXPECT_EQ(stated->group_timeout, defaults->group_timeout);
+    EXPECT_EQ(stated->group_reconnect_grace, defaults->group_reconnect_grace);
+    EXPECT_EQ(stated->group_admission_timeout, defaults->group_admission_timeout);
+    EXPECT_EQ(stated->group_result_ttl, defaults->group_result_ttl);
+    EXPECT_EQ(stated->group_job_ttl, defaults->group_job_ttl);
+    EXPECT_EQ(stated->max_group_bytes, defaults->max_group_bytes);
     EXPECT_EQ(stated->drain_timeout, defaults->drain_timeout);
     EXPECT_EQ(stated->arena_trim_interval, defaults->arena_trim_interval);
     EXPECT_EQ(stated->log_format, defaults->log_format);
@@ -495,6 +503,18 @@ TEST(Options, SharedMemoryHasTheMemoryBudgetForItsLimitUnlessItIsTold) {
   EXPECT_EQ(told->max_shared_bytes, uint64_t{64} << 20);
   EXPECT_EQ(told->max_shared_bytes_per_peer, uint64_t{64} << 20);
   EXPECT_EQ(told->compute_threads, 3u);
+}
+
+TEST(Options, KeepGroupsInMemoryOrInRedisWithThePasswordFromAVariable) {
+  EXPECT_EQ(Parse({})->group_store, "memory");
+  const auto options =
+      Parse({"--group-store=redis://a:1/2,redis://b"}, {"GRADCLIP_GROUP_STORE_PASSWORD=secret"});
+  ASSERT_TRUE(options.ok()) << options.status();
+  EXPECT_EQ(options->group_store, "redis://a:1/2,redis://b");
+  EXPECT_EQ(options->group_store_password, "secret");
+  EXPECT_TRUE(options->warnings.empty());
+  EXPECT_EQ(Error({"--group-store=http://a"}),
+            "--group-store=http://a: expected memory, or redis://HOST:PORT/DB");
 }
 
 TEST(Options, RefuseWhatIsNoPathOfASocketAndNoUser) {
