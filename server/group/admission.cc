@@ -74,23 +74,20 @@ bool GroupAdmission::Declare(Place& place, uint64_t bytes, OnAdmitted on_admitte
     rank.bytes = bytes;
     step->bytes += bytes;
     ++step->declared;
-    if (!step->reserving) {
+    if (step->reserving) {
+      if (bytes == 0) return true;
+      if (bytes > step->reserved[place.rank_]) return false;
+      share = step->granted.lock();
+      if (share == nullptr && !step->waiting_since.has_value()) return false;
+    }
+    // A rank that comes back may find its part there, or be in time for it.
+    if (share == nullptr) {
       if (bytes > 0) rank.on_admitted = std::move(on_admitted);
-      if (step->declared < step->world_size) return true;
+      if (step->reserving || step->declared < step->world_size) return true;
       step->reserving = true;
       step->waiting_since = std::chrono::steady_clock::now();
       for (const auto& [number, one] : step->ranks) step->reserved[number] = *one.bytes;
-    } else if (bytes == 0) {
-      return true;
-    } else if (bytes > step->reserved[place.rank_]) {
-      return false;
-    } else if (step->waiting_since.has_value()) {
-      // A rank has come back, and is in time for its part.
-      rank.on_admitted = std::move(on_admitted);
-      return true;
-    } else {
-      share = step->granted.lock();
-      if (share == nullptr) return false;
+      on_admitted = nullptr;
     }
   }
   if (share == nullptr) {

@@ -61,10 +61,10 @@ class MemoryStore final : public Store {
                                                        absl::Time now, Deliveries& deliveries);
   absl::Status Reserve(const std::string& account, uint64_t bytes, MemoryBudget::Reservation& room);
   bool ForgetOldest(const std::string* account);  // null: anybody's
-  void Forget(KeptStep& step);
+  void Forget(KeptStep& kept);
   // After any event: whoever has to be told is, and the next look at the step is planned.
-  void Settle(KeptStep& step, absl::Time now, Deliveries& deliveries);
-  void Plan(KeptStep& step, absl::Time when);
+  void Settle(KeptStep& kept, absl::Time now, Deliveries& deliveries);
+  void Plan(KeptStep& kept, absl::Time when);
   void ForgetIdleJobs(absl::Time now);
 
   void Run();  // the thread: timeouts, graces, and forgetting

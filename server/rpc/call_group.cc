@@ -51,9 +51,7 @@ bool Call::DeclareNeed(uint64_t bytes) {
     self->environment_.watchdog.Post(
         [self, share = std::move(share)]() mutable { self->OnGroupAdmitted(std::move(share)); });
   });
-  if (comes) return bytes == 0;
-  if (StopWaitingForRanks()) return true;
-  return false;
+  return comes ? bytes == 0 : StopWaitingForRanks();
 }
 
 void Call::OnGroupAdmitted(absl::StatusOr<GroupAdmission::Share> share) {

@@ -158,8 +158,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const Options& options, Lo
   if (!backend.ok()) return backend.status();
   absl::StatusOr<std::unique_ptr<Store>> groups = MakeStore(options, log);
   if (!groups.ok()) return groups.status();
-  std::unique_ptr<Server> server(
-      new Server(options, *std::move(backend), *std::move(groups), log));
+  std::unique_ptr<Server> server(new Server(options, *std::move(backend), *std::move(groups), log));
   if (absl::Status followed = server->Follow(options); !followed.ok()) return followed;
   if (absl::Status listening = server->Listen(options); !listening.ok()) return listening;
   return server;
