@@ -29,6 +29,7 @@ const Section kSections[] = {
     {"latency", gradclip::bench::RunLatency}, {"parallel", gradclip::bench::RunParallel},
     {"memory", gradclip::bench::RunMemory},   {"pytorch", gradclip::bench::RunPyTorch},
     {"shared", gradclip::bench::RunShared},   {"groups", gradclip::bench::RunGroups},
+    {"ranks", gradclip::bench::RunRanks},
 };
 
 int Fail(const absl::Status& status) {

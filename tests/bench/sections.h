@@ -24,6 +24,7 @@ absl::Status RunMemory(Bench& bench);
 absl::Status RunPyTorch(Bench& bench);
 absl::Status RunShared(Bench& bench);
 absl::Status RunGroups(Bench& bench);
+absl::Status RunRanks(Bench& bench);
 
 }  // namespace gradclip::bench
 
