@@ -31,6 +31,8 @@ class GroupAdmission {
 
   // `budget` must outlive this, and this all places.
   explicit GroupAdmission(MemoryBudget& budget) : budget_(budget) {}
+  // The last call has ended, on another thread: gRPC keeps the order, and the lock shows it.
+  ~GroupAdmission() { const std::lock_guard lock(mutex_); }
 
   // What one call has in its step. Dropping it takes back what it said.
   class Place {

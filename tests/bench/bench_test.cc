@@ -37,7 +37,7 @@ TEST(Bench, EverySectionYieldsFinitePositiveFigures) {
     }
   }
   EXPECT_EQ(names, (std::set<std::string>{"groups", "kernels", "latency", "memory", "parallel",
-                                          "pytorch", "rpcs", "shared"}));
+                                          "pytorch", "ranks", "rpcs", "shared"}));
 }
 
 }  // namespace
