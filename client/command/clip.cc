@@ -10,6 +10,7 @@
 #include "client/command/flags.h"
 #include "client/command/gradient.h"
 #include "client/command/gradient_calls.h"
+#include "client/command/group_flags.h"
 #include "client/command/output.h"
 #include "client/command/progress.h"
 #include "client/command/verbs.h"
@@ -27,6 +28,7 @@ struct ClipFlags {
   SharedFlags shared;
   std::optional<double> max_norm;
   std::string nonfinite = "propagate";
+  GroupFlags group;
   std::string reply;
   bool quiet = false;
 };
@@ -141,7 +143,9 @@ absl::Status WriteAll(std::span<const GradientFile> files, const std::vector<std
 void Print(const ClipFlags& flags, const ClipOptions& options, const Gradient& gradient,
            const GradientCalls& calls, const ClipAnswer& answer, absl::Duration time) {
   if (flags.server.json) {
-    std::cout << JsonLine(ToJson(answer, gradient.tensors()));
+    Json json = ToJson(answer, gradient.tensors());
+    flags.group.AddTo(answer.norm, json);
+    std::cout << JsonLine(json);
     return;
   }
   if (!flags.quiet) {
@@ -151,6 +155,7 @@ void Print(const ClipFlags& flags, const ClipOptions& options, const Gradient& g
         {"clipped", ClippedText(answer, options)}};
     AppendFields(gradient, answer.norm, time, fields);
     calls.AppendField(fields);
+    flags.group.AppendField(answer.norm, fields);
     fields.emplace_back("written", flags.out);
     std::cout << Fields(fields);
   }
@@ -162,6 +167,8 @@ void Print(const ClipFlags& flags, const ClipOptions& options, const Gradient& g
 absl::Status Clip(const ClipFlags& flags) {
   const absl::StatusOr<ClipOptions> options = MakeOptions(flags);
   if (!options.ok()) return options.status();
+  CallOptions call = flags.server.call();
+  if (absl::Status group = flags.group.Apply("clip", call); !group.ok()) return group;
   const absl::StatusOr<std::vector<std::string>> targets = PlanTargets(flags.files, flags.out);
   if (!targets.ok()) return targets.status();
   const absl::StatusOr<Gradient> gradient = Gradient::Read(flags.files);
@@ -172,7 +179,6 @@ absl::Status Clip(const ClipFlags& flags) {
       GradientCalls::Make(client, flags.shared, gradient->tensors());
   if (!calls.ok()) return calls.status();
   Progress progress(ProgressTerminal(flags.quiet));
-  CallOptions call = flags.server.call();
   // One bar over the call and the writing.
   uint64_t call_bytes = 0, file_bytes = 0;
   for (const GradientFile& file : gradient->files()) file_bytes += file.bytes();
@@ -230,6 +236,7 @@ void AddClipVerb(CLI::App& app, Action& chosen) {
   flags->server.AddTo(verb);
   flags->server.AddMessageBytesTo(verb);
   flags->shared.AddTo(verb);
+  flags->group.AddTo(verb);
   AddNormFlags(verb, flags->clip.norm);
   AddQuiet(verb, flags->quiet,
            "Print nothing but what --per-tensor and --json ask for, and no progress");

@@ -5,6 +5,7 @@
 #include "client/command/flags.h"
 #include "client/command/gradient.h"
 #include "client/command/gradient_calls.h"
+#include "client/command/group_flags.h"
 #include "client/command/output.h"
 #include "client/command/progress.h"
 #include "client/command/verbs.h"
@@ -17,11 +18,14 @@ struct NormFlags {
   ServerFlags server;
   NormOptions norm;
   SharedFlags shared;
+  GroupFlags group;
   bool quiet = false;
 };
 
 absl::Status Norm(const NormFlags& flags) {
   if (flags.files.empty()) return UsageError("norm", "no FILE given");
+  CallOptions call = flags.server.call();
+  if (absl::Status group = flags.group.Apply("norm", call); !group.ok()) return group;
   const absl::StatusOr<Gradient> gradient = Gradient::Read(flags.files);
   if (!gradient.ok()) return gradient.status();
 
@@ -30,7 +34,6 @@ absl::Status Norm(const NormFlags& flags) {
       GradientCalls::Make(client, flags.shared, gradient->tensors());
   if (!calls.ok()) return calls.status();
   Progress progress(ProgressTerminal(flags.quiet));
-  CallOptions call = flags.server.call();
   call.progress = [&](uint64_t done, uint64_t total) { progress.Update(done, total); };
   const absl::Time start = absl::Now();
   const absl::StatusOr<NormAnswer> answer = calls->ComputeNorm(flags.norm, call);
@@ -39,7 +42,9 @@ absl::Status Norm(const NormFlags& flags) {
   if (!answer.ok()) return flags.server.Advise(answer.status());
 
   if (flags.server.json) {
-    std::cout << JsonLine(ToJson(*answer, gradient->tensors()));
+    Json json = ToJson(*answer, gradient->tensors());
+    flags.group.AddTo(*answer, json);
+    std::cout << JsonLine(json);
     return absl::OkStatus();
   }
   if (flags.quiet) {
@@ -49,6 +54,7 @@ absl::Status Norm(const NormFlags& flags) {
         {"total norm", NumberText(answer->total_norm)}};
     AppendFields(*gradient, *answer, time, fields);
     calls->AppendField(fields);
+    flags.group.AppendField(*answer, fields);
     std::cout << Fields(fields);
   }
   if (flags.norm.per_tensor) std::cout << "\n" << TensorTable(gradient->tensors(), answer->tensors);
@@ -64,6 +70,7 @@ void AddNormVerb(CLI::App& app, Action& chosen) {
   flags->server.AddTo(verb);
   flags->server.AddMessageBytesTo(verb);
   flags->shared.AddTo(verb);
+  flags->group.AddTo(verb);
   AddNormFlags(verb, flags->norm);
   AddQuiet(verb, flags->quiet,
            "Print the number alone, with what --per-tensor adds, and no progress");

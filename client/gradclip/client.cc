@@ -7,6 +7,7 @@
 #include "client/gradclip/call.h"
 #include "client/gradclip/client_core.h"
 #include "client/gradclip/clip_options.h"
+#include "client/gradclip/group_tries.h"
 #include "client/gradclip/overlap.h"
 #include "client/gradclip/payload.h"
 #include "client/gradclip/reply.h"
@@ -89,32 +90,33 @@ absl::StatusOr<NormAnswer> Client::ComputeNorm(std::span<const Tensor> tensors,
   if (absl::Status checked = Check(client, tensors); !checked.ok()) return checked;
 
   const uint64_t bytes = (*declaration)->gradient_bytes();
-  const grpc::Slice parts[] = {(*declaration)->serialised(), SerialiseStartOptions(options)};
-  const grpc::ByteBuffer start = StartMessage(parts);
+  const grpc::Slice start_options = SerialiseStartOptions(options);
   const Progress progress(call, bytes);
   NormAnswer answer;
-  const absl::Status status =
-      core_->Try(deadline, client.max_retries, [&](Connection& connection, bool&) {
-        Payload payload(tensors, bytes, client.message_bytes);
-        NormReply reply;
-        const auto on_sent = [&](uint64_t sent) { progress.Report(sent); };
-        const auto on_reply = [&](grpc::ByteBuffer& message, uint64_t) {
-          return reply.Take(message);
-        };
-        absl::Status ended =
-            RunStream(connection, kComputeNorm, start, payload, deadline, {on_sent, on_reply});
-        if (ended.ok()) ended = reply.CheckComplete();
-        if (ended.ok()) answer = AnswerOf(reply.result());
-        return ended;
-      });
+  GroupTries tries(*core_, call);
+  const absl::Status status = tries.Try(deadline, [&](Connection& connection,
+                                                      const grpc::Slice& group, bool&) {
+    const grpc::Slice parts[] = {(*declaration)->serialised(), start_options, group};
+    const grpc::ByteBuffer start = StartMessage(parts);
+    Payload payload(tensors, bytes, client.message_bytes);
+    NormReply reply;
+    const auto on_sent = [&](uint64_t sent) { progress.Report(sent); };
+    const auto on_reply = [&](grpc::ByteBuffer& message, uint64_t) { return reply.Take(message); };
+    absl::Status ended =
+        RunStream(connection, kComputeNorm, start, payload, deadline, {on_sent, on_reply});
+    if (ended.ok()) ended = reply.CheckComplete();
+    if (ended.ok()) answer = AnswerOf(reply.result());
+    return ended;
+  });
   if (!status.ok()) return status;
+  answer.attempt = tries.attempt();
   return answer;
 }
 
 absl::StatusOr<ClipAnswer> Client::Clip(std::span<const Tensor> tensors, const ClipOptions& options,
                                         const CallOptions& call) {
   const absl::Time deadline = DeadlineOf(call);
-  if (absl::Status limit = CheckMaxNorm(options); !limit.ok()) return limit;
+  if (absl::Status checked = CheckOptions(options, call); !checked.ok()) return checked;
   const ClipOptions chosen = WithReplyChosen(options, ReplyMode::kCoefficient);
   const auto declaration = core_->starts().Get(tensors);
   if (!declaration.ok()) return declaration.status();
@@ -125,13 +127,15 @@ absl::StatusOr<ClipAnswer> Client::Clip(std::span<const Tensor> tensors, const C
   if (scales_itself && !core_->backend().ok()) return core_->backend().status();
 
   const uint64_t bytes = (*declaration)->gradient_bytes();
-  const grpc::Slice parts[] = {(*declaration)->serialised(), SerialiseStartOptions(chosen)};
-  const grpc::ByteBuffer start = StartMessage(parts);
+  const grpc::Slice start_options = SerialiseStartOptions(chosen);
   const uint64_t total_bytes = scales_itself ? bytes : 2 * bytes;
   const Progress progress(call, total_bytes);
   v1::ClipResult result;
+  GroupTries tries(*core_, call);
   const absl::Status status =
-      core_->Try(deadline, client.max_retries, [&](Connection& connection, bool& changed) {
+      tries.Try(deadline, [&](Connection& connection, const grpc::Slice& group, bool& changed) {
+        const grpc::Slice parts[] = {(*declaration)->serialised(), start_options, group};
+        const grpc::ByteBuffer start = StartMessage(parts);
         Payload payload(tensors, bytes, client.message_bytes);
         ClipReply reply(tensors, bytes, chosen.reply);
         uint64_t sent_bytes = 0;
@@ -164,7 +168,9 @@ absl::StatusOr<ClipAnswer> Client::Clip(std::span<const Tensor> tensors, const C
   } else if (!result.gradient_follows()) {
     progress.Report(total_bytes);
   }
-  return AnswerOf(result);
+  ClipAnswer answer = AnswerOf(result);
+  answer.norm.attempt = tries.attempt();
+  return answer;
 }
 
 absl::StatusOr<ServerInfo> Client::GetServerInfo(const CallOptions& call) {

@@ -83,6 +83,7 @@ struct NormAnswer {
   std::vector<TensorNorm> tensors;
   std::string backend;  // e.g. "cpu/avx2"
   uint64_t group_nonfinite_elements = 0;
+  uint32_t attempt = 0;  // of the group's step, that was answered
 };
 
 struct ClipAnswer {
@@ -110,7 +111,36 @@ struct ServerInfo {
   std::string instance;
 };
 
+// One rank's part in a step of a job whose gradient is spread over several callers: all ranks get
+// one norm, coefficient and verdict. Each sends its own tensors; those that another rank counts too
+// are `replica` at all but one. The RPC, world_size, NormOptions and ClipOptions must be the same
+// at all ranks, but for per_tensor and reply.
+struct Group {
+  std::string job;          // 1 to 256 bytes of UTF-8
+  uint64_t generation = 0;  // raised when the job restarts; older ones are refused
+  uint64_t step = 0;
+  uint32_t rank = 0;  // 0 .. world_size - 1
+  uint32_t world_size = 1;
+  // From the step's first arrival; the smallest that a rank gives counts, or the server's. > 0.
+  absl::Duration timeout = absl::InfiniteDuration();
+  // Raised by all ranks to try again a step that was aborted (ABORTED).
+  uint32_t attempt = 0;
+  std::string job_secret;  // whoever opens the job fixes it
+  // With more than one, a call whose attempt ends with ABORTED, or is over as other ranks have gone
+  // on already, goes on with the next by itself, at most so many in all, where nothing in the
+  // caller's memory has been changed. All ranks should give the same.
+  int max_attempts = 1;
+};
+
 struct CallOptions {
+  // INVALID_ARGUMENT for fields outside their ranges, and together with total_norm. Errors of a
+  // group: ABORTED, all ranks may go on with the next attempt; DEADLINE_EXCEEDED, the same, as
+  // ranks are missing, which the message names; FAILED_PRECONDITION, ranks disagree, or this one is
+  // late; ALREADY_EXISTS, another gradient of this rank was taken. After UNAVAILABLE or a timeout
+  // of one's own the outcome is unknown: the same call again learns it. (A call is tried again
+  // within its attempt as max_retries says. Where the server was restarted meanwhile, which may
+  // have forgotten the step, it ends with ABORTED.)
+  std::optional<Group> group = {};
   // Over all tries. At its end the call returns DEADLINE_EXCEEDED, within about 0.1 s even where
   // the server has stopped reading. (The system's look-up of a host name is not cut short.)
   absl::Duration timeout = absl::InfiniteDuration();

@@ -4,7 +4,12 @@
 
 namespace gradclip {
 
-absl::Status CheckMaxNorm(const ClipOptions& options) {
+absl::Status CheckOptions(const ClipOptions& options, const CallOptions& call) {
+  if (call.group.has_value() && options.total_norm.has_value()) {
+    return absl::InvalidArgumentError(
+        "total_norm is set together with group; where the norm is known, ranks have nothing to "
+        "share");
+  }
   if (options.max_norm >= 0) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrFormat(
       "max_norm is %g; it must be set to a value >= 0 (+infinity measures and never clips)",

@@ -7,8 +7,8 @@
 
 namespace gradclip {
 
-// INVALID_ARGUMENT where max_norm was not set.
-absl::Status CheckMaxNorm(const ClipOptions& options);
+// INVALID_ARGUMENT where max_norm was not set, or a norm is given for a group.
+absl::Status CheckOptions(const ClipOptions& options, const CallOptions& call);
 
 // The options with `fastest` in place of kFastest; with kGradientIfChanged where total_norm is
 // given and `fastest` does not go with it.

@@ -48,6 +48,10 @@ class Connection {
   const std::string& token() const { return token_; }
   void set_token(std::string token) { token_ = std::move(token); }
 
+  // The server's instance (ServerInfo), once it was asked for.
+  const std::optional<std::string>& instance() const { return instance_; }
+  void set_instance(std::string instance) { instance_ = std::move(instance); }
+
   // False once either side has closed it, or the server has announced that it will. REQUIRES: no
   // call is under way.
   bool Alive() const;
@@ -67,6 +71,7 @@ class Connection {
   const int socket_;
   const bool is_private_;
   std::string token_;
+  std::optional<std::string> instance_;
   std::unique_ptr<TlsTunnel> tunnel_;
   std::shared_ptr<grpc::Channel> channel_;
 };

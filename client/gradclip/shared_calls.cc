@@ -39,6 +39,8 @@ bool ChangedNothing(const absl::Status& status, const ClipReply& reply,
     case absl::StatusCode::kResourceExhausted:
     case absl::StatusCode::kPermissionDenied:
     case absl::StatusCode::kUnimplemented:
+    case absl::StatusCode::kAborted:        // of the group's step
+    case absl::StatusCode::kAlreadyExists:  // another contribution of this rank
       return !reply.has_result();
     default:
       return false;
@@ -78,18 +80,19 @@ SharedCalls::SharedCalls(Client& client, ClientCore& core,
       region_(memory_, RangesOf(tensors_, offsets), options_.server_uids,
               options_.ask_again_after) {}
 
-grpc::ByteBuffer SharedCalls::Start(const grpc::Slice& options) const {
-  const grpc::Slice parts[] = {declaration_->serialised(), options};
+grpc::ByteBuffer SharedCalls::Start(const grpc::Slice& options, const grpc::Slice& group) const {
+  const grpc::Slice parts[] = {declaration_->serialised(), options, group};
   return StartMessage(parts);
 }
+
 absl::Status SharedCalls::TryShared(Connection& connection, absl::Time deadline, bool writable,
-                                    Run run, bool& changed) {
+                                    const grpc::Slice& group, Run run, bool& changed) {
   while (true) {
     const absl::StatusOr<bool> registered = region_.Ensure(connection, writable, deadline);
     if (!registered.ok()) return registered.status();
     if (!*registered) return absl::OkStatus();
     OutgoingRanges ranges(region_.messages());
-    const absl::Status ended = run(connection, ranges, changed);
+    const absl::Status ended = run(connection, ranges, group, changed);
     shared_ = ended.ok();
     if (changed) return DataLoss(ended, region_.Release(kReleaseTimeout));
     // Perhaps of a region that has lost pages: it stays refused.
@@ -100,16 +103,16 @@ absl::Status SharedCalls::TryShared(Connection& connection, absl::Time deadline,
 }
 
 absl::Status SharedCalls::Share(absl::Time deadline, const CallOptions& call, bool writable,
-                                Run run) {
+                                GroupTries& tries, Run run) {
   shared_ = false;
   refusal_ = absl::OkStatus();
   const uint64_t bytes = declaration_->gradient_bytes();
   if (bytes == 0) return absl::OkStatus();  // nothing to share, nor to stream
   if (!region_.Refused()) {
-    const absl::Status status = core_.Try(
-        deadline, core_.options().max_retries, [&](Connection& connection, bool& changed) {
+    const absl::Status status =
+        tries.Try(deadline, [&](Connection& connection, const grpc::Slice& group, bool& changed) {
           if (call.progress) call.progress(0, bytes);
-          return TryShared(connection, deadline, writable, run, changed);
+          return TryShared(connection, deadline, writable, group, run, changed);
         });
     if (!status.ok()) return status;
   }
@@ -135,11 +138,13 @@ absl::Status SharedCalls::FallBack() {
 absl::StatusOr<NormAnswer> SharedCalls::ComputeNorm(const NormOptions& options,
                                                     const CallOptions& call) {
   const absl::Time deadline = DeadlineOf(call);
-  const grpc::ByteBuffer start = Start(SerialiseStartOptions(options));
+  const grpc::Slice start_options = SerialiseStartOptions(options);
   NormAnswer answer;
+  GroupTries tries(core_, call);
   const absl::Status status =
-      Share(deadline, call, /*writable=*/false,
-            [&](Connection& connection, OutgoingRanges& ranges, bool&) {
+      Share(deadline, call, /*writable=*/false, tries,
+            [&](Connection& connection, OutgoingRanges& ranges, const grpc::Slice& group, bool&) {
+              const grpc::ByteBuffer start = Start(start_options, group);
               NormReply reply;
               const auto on_sent = [](uint64_t) {};
               const auto on_reply = [&](grpc::ByteBuffer& message, uint64_t) {
@@ -155,23 +160,28 @@ absl::StatusOr<NormAnswer> SharedCalls::ComputeNorm(const NormOptions& options,
   if (!shared_) {
     CallOptions rest = call;
     rest.timeout = deadline - absl::Now();
+    rest.group = tries.group();
     return client_.ComputeNorm(tensors_, options, rest);
   }
   warned_ = false;
+  answer.attempt = tries.attempt();
   if (call.progress) call.progress(declaration_->gradient_bytes(), declaration_->gradient_bytes());
   return answer;
 }
 
 absl::StatusOr<ClipAnswer> SharedCalls::Clip(const ClipOptions& options, const CallOptions& call) {
   const absl::Time deadline = DeadlineOf(call);
-  if (absl::Status limit = CheckMaxNorm(options); !limit.ok()) return limit;
+  if (absl::Status checked = CheckOptions(options, call); !checked.ok()) return checked;
   const ClipOptions chosen = WithReplyChosen(options, kFastestShared);
   const bool in_place = chosen.reply != ReplyMode::kCoefficient;
   if (!in_place && !core_.backend().ok()) return core_.backend().status();
-  const grpc::ByteBuffer start = Start(SerialiseStartOptions(chosen));
+  const grpc::Slice start_options = SerialiseStartOptions(chosen);
   ClipAnswer answer;
+  GroupTries tries(core_, call);
   const absl::Status status = Share(
-      deadline, call, in_place, [&](Connection& connection, OutgoingRanges& ranges, bool& changed) {
+      deadline, call, in_place, tries,
+      [&](Connection& connection, OutgoingRanges& ranges, const grpc::Slice& group, bool& changed) {
+        const grpc::ByteBuffer start = Start(start_options, group);
         ClipReply reply(/*tensors=*/{}, /*total_bytes=*/0, chosen.reply);
         const auto on_sent = [](uint64_t) {};
         const auto on_reply = [&](grpc::ByteBuffer& message, uint64_t) {
@@ -188,9 +198,11 @@ absl::StatusOr<ClipAnswer> SharedCalls::Clip(const ClipOptions& options, const C
   if (!shared_) {
     CallOptions rest = call;
     rest.timeout = deadline - absl::Now();
+    rest.group = tries.group();
     return client_.Clip(tensors_, options, rest);
   }
   warned_ = false;
+  answer.norm.attempt = tries.attempt();
   if (!in_place) {
     ApplyCoefficient(**core_.backend(), runs_, answer.coefficient, answer.skipped);
   }

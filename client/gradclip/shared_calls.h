@@ -14,6 +14,7 @@
 #include "absl/time/time.h"
 #include "client/gradclip/client_core.h"
 #include "client/gradclip/connection.h"
+#include "client/gradclip/group_tries.h"
 #include "client/gradclip/registered_region.h"
 #include "client/gradclip/shared_memory.h"
 #include "client/gradclip/shared_ranges.h"
@@ -39,20 +40,22 @@ class SharedCalls {
  private:
   // One try of a call over shared memory. Where it failed, `changed` says whether the memory may be
   // another than before.
+  // `group` as GroupTries gives it.
   using Run = absl::FunctionRef<absl::Status(Connection& connection, OutgoingRanges& ranges,
-                                             bool& changed)>;
+                                             const grpc::Slice& group, bool& changed)>;
 
   // Runs the call over shared memory, where that can be, with all its tries; afterwards shared_
   // says whether it was. An error is the call's.
-  absl::Status Share(absl::Time deadline, const CallOptions& call, bool writable, Run run);
-  absl::Status TryShared(Connection& connection, absl::Time deadline, bool writable, Run run,
-                         bool& changed);
+  absl::Status Share(absl::Time deadline, const CallOptions& call, bool writable, GroupTries& tries,
+                     Run run);
+  absl::Status TryShared(Connection& connection, absl::Time deadline, bool writable,
+                         const grpc::Slice& group, Run run, bool& changed);
 
   // Says that the call is streamed, where that is new; an error where it may not be.
   absl::Status FallBack();
 
-  // The start message: the tensors and `options`.
-  grpc::ByteBuffer Start(const grpc::Slice& options) const;
+  // The start message: the tensors, `options` and `group`.
+  grpc::ByteBuffer Start(const grpc::Slice& options, const grpc::Slice& group) const;
 
   Client& client_;
   ClientCore& core_;

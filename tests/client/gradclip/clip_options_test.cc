@@ -10,12 +10,12 @@ namespace {
 
 TEST(ClipOptions, NeedALimit) {
   ClipOptions options;
-  EXPECT_EQ(CheckMaxNorm(options).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(CheckOptions(options, {}).code(), absl::StatusCode::kInvalidArgument);
   options.max_norm = std::nan("");
-  EXPECT_FALSE(CheckMaxNorm(options).ok());
+  EXPECT_FALSE(CheckOptions(options, {}).ok());
   for (const double limit : {0.0, 1.0, std::numeric_limits<double>::infinity()}) {
     options.max_norm = limit;
-    EXPECT_TRUE(CheckMaxNorm(options).ok()) << limit;
+    EXPECT_TRUE(CheckOptions(options, {}).ok()) << limit;
   }
 }
 
