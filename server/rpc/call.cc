@@ -466,14 +466,16 @@ absl::Status Call::NoMemoryInTime() const {
       waited, session_.bytes_to_keep(), budget.used_bytes(), budget.total_bytes(), kAdvice));
 }
 
-absl::Status Call::WhyCancelled() const {
+bool Call::DeadlineHasPassed() const {
   // The caller cancels when its own clock says so. The deadline here is what was left of it when it
   // was sent, which gRPC rounds up by up to a hundredth, counted from when it arrived.
   const auto late =
       (std::chrono::steady_clock::now() - begin_) / 50 + std::chrono::milliseconds(20);
-  if (context_->deadline() - late <= std::chrono::system_clock::now()) {
-    return absl::DeadlineExceededError("the caller's deadline has passed");
-  }
+  return context_->deadline() - late <= std::chrono::system_clock::now();
+}
+
+absl::Status Call::WhyCancelled() const {
+  if (DeadlineHasPassed()) return absl::DeadlineExceededError("the caller's deadline has passed");
   if (!ended_short_) return CallerLeft();
   return absl::CancelledError(absl::StrFormat(
       "the caller cancelled or went away after %d of %d bytes (or sent a message several times "

@@ -123,6 +123,7 @@ class Call : public Watched, public std::enable_shared_from_this<Call> {
   bool ShouldExpire(SteadyTime now) override;
   void Expire() override;
   absl::Status ExpiryReason() const;  // REQUIRES: mutex_
+  bool DeadlineHasPassed() const;     // the caller's, of a call that was cancelled
   absl::Status WhyCancelled() const;
 
   // These end the call or start its next operation, or they return true: then the next read was

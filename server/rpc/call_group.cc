@@ -101,8 +101,9 @@ void Call::LeaveGroup(const absl::Status& status, bool cancelled) {
     lost = connection_lost_;
     lacks_memory = lacks_memory_;
   }
-  // Where this server stops, ranks may go on with another.
-  lost = lost || environment_.watchdog.closed();
+  // A caller that has come to its deadline may close the connection, too. Where this server stops,
+  // ranks may go on with another.
+  lost = (lost && !DeadlineHasPassed()) || environment_.watchdog.closed();
   if (lacks_memory) {
     seat_->Abort(status);
   } else if (cancelled) {
