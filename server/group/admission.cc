@@ -16,8 +16,7 @@ struct GroupAdmission::Place::Step {
     OnAdmitted on_admitted;  // null: needs nothing, or has been told
   };
 
-  Key key;
-  std::string description;
+  StepId id;
   std::string account;  // of the first rank: whose share of the budget it takes
   uint32_t world_size = 1;
 
@@ -49,17 +48,15 @@ std::optional<std::chrono::steady_clock::time_point> GroupAdmission::Place::wait
 }
 
 std::unique_ptr<GroupAdmission::Place> GroupAdmission::Take(const Participant& participant) {
-  const StepId& id = participant.step;
-  const Key key(id.job, id.generation, id.step, id.attempt);
   const std::lock_guard lock(mutex_);
-  std::shared_ptr<Step> step = steps_[key].lock();
+  std::weak_ptr<Step>& known = steps_[participant.step];
+  std::shared_ptr<Step> step = known.lock();
   if (step == nullptr) {
     step = std::make_shared<Step>();
-    step->key = key;
-    step->description = id.Describe();
+    step->id = participant.step;
     step->account = participant.account;
     step->world_size = participant.world_size;
-    steps_[key] = step;
+    known = step;
   }
   if (!step->ranks.try_emplace(participant.rank).second) return nullptr;
   return std::unique_ptr<Place>(new Place(*this, std::move(step), participant.rank));
@@ -123,7 +120,7 @@ void GroupAdmission::Reserve(const std::shared_ptr<Step>& step) {
     return tell(absl::ResourceExhaustedError(absl::StrFormat(
         "%s: its %d ranks need %d bytes together; the server keeps at most %d for one caller "
         "(--max-bytes-per-caller, --memory-budget). With reply REPLY_COEFFICIENT it keeps none",
-        step->description, step->world_size, bytes, most)));
+        step->id.Describe(), step->world_size, bytes, most)));
   }
   MemoryBudget::Admission admission =
       budget_.Reserve(step->account, bytes, [tell](MemoryBudget::Reservation granted) {
@@ -131,7 +128,7 @@ void GroupAdmission::Reserve(const std::shared_ptr<Step>& step) {
       });
   if (admission.refused.has_value()) {
     return tell(absl::ResourceExhaustedError(
-        absl::StrCat(step->description, ": no memory is free for its ", bytes,
+        absl::StrCat(step->id.Describe(), ": no memory is free for its ", bytes,
                      " bytes, and as many wait as may (",
                      *admission.refused == MemoryBudget::QueueFull::kMaxWaiting
                          ? "--max-waiting-calls"
@@ -157,7 +154,7 @@ void GroupAdmission::Drop(Place& place) {
     step.ranks.erase(found);
     if (step.ranks.empty()) {
       waiter = std::move(step.waiter);
-      steps_.erase(step.key);
+      steps_.erase(step.id);
     }
   }
   if (waiter != nullptr) waiter->Cancel();

@@ -13,7 +13,6 @@
 #include <mutex>
 #include <optional>
 #include <string>
-#include <tuple>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -65,7 +64,6 @@ class GroupAdmission {
   std::unique_ptr<Place> Take(const Participant& participant);
 
  private:
-  using Key = std::tuple<std::string, uint64_t, uint64_t, uint32_t>;
   using Step = Place::Step;
 
   bool Declare(Place& place, uint64_t bytes, OnAdmitted on_admitted);
@@ -74,7 +72,7 @@ class GroupAdmission {
 
   MemoryBudget& budget_;
   mutable std::mutex mutex_;
-  std::map<Key, std::weak_ptr<Step>> steps_;  // guarded by mutex_
+  std::map<StepId, std::weak_ptr<Step>> steps_;  // guarded by mutex_
 };
 
 }  // namespace gradclip

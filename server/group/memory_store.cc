@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "absl/strings/str_format.h"
+#include "server/group/clock.h"
 #include "server/group/refusals.h"
 
 namespace gradclip {
@@ -15,10 +16,6 @@ constexpr uint64_t kJobBytes = 1024;
 constexpr uint64_t kStepBytes = 2048;
 constexpr uint64_t kRankBytes = 768;
 constexpr uint64_t kSeatBytes = 512;
-
-absl::Time Now() {
-  return absl::UnixEpoch() + absl::FromChrono(std::chrono::steady_clock::now().time_since_epoch());
-}
 
 std::chrono::steady_clock::time_point ToSteady(absl::Time time) {
   return std::chrono::steady_clock::time_point(absl::ToChronoNanoseconds(time - absl::UnixEpoch()));
@@ -64,8 +61,8 @@ class MemoryStore::MemorySeat final : public Store::Seat {
     store_.Contribute(*this, contribution);
   }
   void Leave(Leaving why) override { store_.Leave(*this, why); }
-  void Fail(const absl::Status& why) override { store_.Fail(*this, why); }
-  void Abort(const absl::Status& why) override { store_.Abort(*this, why); }
+  void Fail(const absl::Status& why) override { store_.Abort(*this, RankFailed(rank_, why)); }
+  void Abort(const absl::Status& why) override { store_.Abort(*this, RankAborts(rank_, why)); }
 
  private:
   friend class MemoryStore;
@@ -86,7 +83,7 @@ MemoryStore::MemoryStore(const GroupTimes& times, uint64_t max_bytes, std::strin
     : times_(times),
       instance_(std::move(instance)),
       budget_(max_bytes, {.max_bytes_per_caller = std::max<uint64_t>(1, max_bytes / 2)}),
-      jobs_swept_(Now()) {
+      jobs_swept_(SteadyNow()) {
   thread_ = std::thread([this] { Run(); });
 }
 
@@ -105,7 +102,7 @@ absl::StatusOr<std::shared_ptr<Store::Seat>> MemoryStore::Join(const Participant
   absl::StatusOr<std::shared_ptr<Seat>> seat = absl::InternalError("");
   {
     const std::lock_guard lock(mutex_);
-    const absl::Time now = Now();
+    const absl::Time now = SteadyNow();
     seat = Sit(participant, std::move(on_outcome), now, deliveries);
   }
   Deliver(deliveries);
@@ -254,7 +251,7 @@ void MemoryStore::Contribute(MemorySeat& seat, const Contribution& contribution)
     const std::lock_guard lock(mutex_);
     if (seat.on_outcome_ == nullptr) return;
     KeptStep& kept = *seat.step_;
-    const absl::Time now = Now();
+    const absl::Time now = SteadyNow();
     const absl::Status taken =
         kept.step->Contribute(seat.rank_, std::move(serialised), seat.number_);
     if (taken.ok()) {
@@ -275,10 +272,6 @@ void MemoryStore::Leave(MemorySeat& seat, Leaving why) {
   });
 }
 
-void MemoryStore::Fail(MemorySeat& seat, const absl::Status& why) {
-  GoAway(seat, [&](Step& step, absl::Time) { step.Fail(seat.rank_, seat.number_, why); });
-}
-
 void MemoryStore::Abort(MemorySeat& seat, const absl::Status& why) {
   GoAway(seat, [&](Step& step, absl::Time) { step.Abort(seat.rank_, seat.number_, why); });
 }
@@ -293,7 +286,7 @@ void MemoryStore::GoAway(MemorySeat& seat, absl::FunctionRef<void(Step&, absl::T
     seat.on_outcome_ = nullptr;
     KeptStep& kept = *seat.step_;
     kept.waiting.erase(&seat);
-    const absl::Time now = Now();
+    const absl::Time now = SteadyNow();
     event(*kept.step, now);
     Settle(kept, now, deliveries);
   }
@@ -305,7 +298,7 @@ void MemoryStore::StopOpening() {
   {
     const std::lock_guard lock(mutex_);
     opening_ = false;
-    const absl::Time now = Now();
+    const absl::Time now = SteadyNow();
     for (const auto& [step, kept] : steps_) {
       if (kept->step->all_have_come()) continue;
       kept->step->AbortAll(absl::AbortedError(
@@ -319,7 +312,7 @@ void MemoryStore::StopOpening() {
 void MemoryStore::Run() {
   std::unique_lock lock(mutex_);
   while (!stop_) {
-    const absl::Time now = Now();
+    const absl::Time now = SteadyNow();
     ForgetIdleJobs(now);
     Deliveries deliveries;
     while (!planned_.empty() && planned_.begin()->first <= now) {

@@ -50,7 +50,6 @@ class MemoryStore final : public Store {
   // What seats do.
   void Contribute(MemorySeat& seat, const Contribution& contribution);
   void Leave(MemorySeat& seat, Leaving why);
-  void Fail(MemorySeat& seat, const absl::Status& why);
   void Abort(MemorySeat& seat, const absl::Status& why);
   void GoAway(MemorySeat& seat, absl::FunctionRef<void(Step& step, absl::Time now)> event);
 

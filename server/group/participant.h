@@ -3,6 +3,7 @@
 #ifndef GRADCLIP_SERVER_GROUP_PARTICIPANT_H_
 #define GRADCLIP_SERVER_GROUP_PARTICIPANT_H_
 
+#include <compare>
 #include <cstdint>
 #include <map>
 #include <optional>
@@ -23,6 +24,8 @@ struct StepId {
   uint64_t generation = 0;
   uint64_t step = 0;
   uint32_t attempt = 0;
+
+  auto operator<=>(const StepId&) const = default;
 
   // job "run7", step 120, attempt 0, generation 2
   std::string Describe() const;

@@ -45,6 +45,15 @@ absl::Status OpensNoSteps(const StepId& id) {
       absl::StrCat(id.Describe(), ": the server is stopping and opens no steps. Try again"));
 }
 
+absl::Status RankFailed(uint32_t rank, const absl::Status& why) {
+  return absl::AbortedError(absl::StrCat(
+      "rank ", rank, " failed: ", absl::StatusCodeToString(why.code()), ": ", why.message()));
+}
+
+absl::Status RankAborts(uint32_t rank, const absl::Status& why) {
+  return absl::Status(why.code(), absl::StrCat("rank ", rank, ": ", why.message()));
+}
+
 absl::Status AttemptAborted(const StepId& id, absl::StatusCode code, absl::string_view why) {
   return absl::Status(code, absl::StrCat(id.Describe(), " is aborted: ", why));
 }

@@ -23,6 +23,9 @@ absl::Status AttemptIsForgotten(const StepId& id, const absl::AlphaNum& last_abo
 // The server opens no more steps.
 absl::Status OpensNoSteps(const StepId& id);
 
+// Why a rank ends the attempt for all: its call has failed by itself; or it says with what.
+absl::Status RankFailed(uint32_t rank, const absl::Status& why);
+absl::Status RankAborts(uint32_t rank, const absl::Status& why);
 // The attempt has ended, for `why`.
 absl::Status AttemptAborted(const StepId& id, absl::StatusCode code, absl::string_view why);
 absl::Status CommittedWithOtherTerms(const StepId& id, absl::string_view disagreement);

@@ -46,11 +46,11 @@ absl::Status Step::Join(const Participant& participant, absl::Time now) {
     return CommittedWithOtherTerms(id_, *disagreement);
   }
   if (disagreement.has_value()) {
-    End(absl::StatusCode::kFailedPrecondition,
-        absl::StrCat("ranks must declare the same: ", *disagreement));
+    End(absl::FailedPreconditionError(
+        absl::StrCat("ranks must declare the same: ", *disagreement)));
     return aborted_;
   }
-  if (opened_ + participant.timeout < opened_ + timeout_) {
+  if (participant.timeout < timeout_) {
     timeout_ = participant.timeout;
     timeout_rank_ = participant.rank;
     Tick(now, absl::InfiniteDuration());
@@ -69,7 +69,6 @@ absl::Status Step::Contribute(uint32_t rank, std::string contribution, uint64_t 
     return ContributionTaken(id_, rank);
   }
   contributions_.emplace(rank, std::move(contribution));
-  ranks_[rank].contributed = true;
   ranks_[rank].by = by;
   lost_.erase(rank);
   if (contributions_.size() == world_size_) Commit();
@@ -78,14 +77,13 @@ absl::Status Step::Contribute(uint32_t rank, std::string contribution, uint64_t 
 
 void Step::Commit() {
   absl::StatusOr<Outcome> outcome = Merge(contributions_);
-  if (!outcome.ok()) return End(outcome.status().code(), std::string(outcome.status().message()));
+  if (!outcome.ok()) return End(outcome.status());
   outcome_ = std::make_shared<const Outcome>(*std::move(outcome));
   state_ = State::kCommitted;
 }
 
 bool Step::IsHeldBy(uint32_t rank, uint64_t by) const {
-  const auto found = ranks_.find(rank);
-  return found == ranks_.end() || !found->second.contributed || found->second.by == by;
+  return !contributions_.contains(rank) || ranks_.at(rank).by == by;
 }
 
 void Step::Leave(uint32_t rank, uint64_t by, Leaving why, absl::Time now, absl::Duration grace) {
@@ -94,44 +92,36 @@ void Step::Leave(uint32_t rank, uint64_t by, Leaving why, absl::Time now, absl::
   if (left.calls > 0) --left.calls;
   if (!IsHeldBy(rank, by)) return;
   if (why == Leaving::kCancelled) {
-    return End(absl::StatusCode::kAborted, absl::StrCat("rank ", rank, " cancelled its call"));
+    return End(absl::AbortedError(absl::StrCat("rank ", rank, " cancelled its call")));
   }
-  if (left.contributed || left.calls > 0) return;
+  if (contributions_.contains(rank) || left.calls > 0) return;
   lost_[rank] = now;
   Tick(now, grace);
 }
 
-void Step::Fail(uint32_t rank, uint64_t by, const absl::Status& why) {
-  if (state_ != State::kOpen || !IsHeldBy(rank, by)) return;
-  End(absl::StatusCode::kAborted,
-      absl::StrCat("rank ", rank, " failed: ", absl::StatusCodeToString(why.code()), ": ",
-                   why.message()));
-}
-
 void Step::Abort(uint32_t rank, uint64_t by, const absl::Status& why) {
-  if (state_ != State::kOpen || !IsHeldBy(rank, by)) return;
-  End(why.code(), absl::StrCat("rank ", rank, ": ", why.message()));
+  if (IsHeldBy(rank, by)) AbortAll(why);
 }
 
 void Step::AbortAll(const absl::Status& why) {
-  if (state_ == State::kOpen) End(why.code(), std::string(why.message()));
+  if (state_ == State::kOpen) End(why);
 }
 
 void Step::Tick(absl::Time now, absl::Duration grace) {
   if (state_ != State::kOpen) return;
   if (now >= opened_ + timeout_) {
-    return End(absl::StatusCode::kDeadlineExceeded,
-               absl::StrFormat("%s have passed since its first rank came (timeout of rank %d); %s",
-                               absl::FormatDuration(timeout_), timeout_rank_, DescribeMissing()));
+    return End(absl::DeadlineExceededError(
+        absl::StrFormat("%s have passed since its first rank came (timeout of rank %d); %s",
+                        absl::FormatDuration(timeout_), timeout_rank_, DescribeMissing())));
   }
   RankList gone;
   for (const auto& [rank, since] : lost_) {
     if (now >= since + grace) gone.Add(rank);
   }
   if (gone.count == 0) return;
-  End(absl::StatusCode::kAborted,
+  End(absl::AbortedError(
       absl::StrFormat("lost the connection of rank %s, and waited %s (--group-reconnect-grace)",
-                      ListRanks(gone.first, gone.count), absl::FormatDuration(grace)));
+                      ListRanks(gone.first, gone.count), absl::FormatDuration(grace))));
 }
 
 absl::Time Step::deadline(absl::Duration grace) const {
@@ -141,9 +131,9 @@ absl::Time Step::deadline(absl::Duration grace) const {
   return first;
 }
 
-void Step::End(absl::StatusCode code, const std::string& why) {
+void Step::End(const absl::Status& why) {
   state_ = State::kAborted;
-  aborted_ = AttemptAborted(id_, code, why);
+  aborted_ = AttemptAborted(id_, why.code(), why.message());
   contributions_.clear();
 }
 
@@ -155,7 +145,7 @@ std::string Step::DescribeMissing() const {
   for (const auto& [number, rank] : ranks_) {
     for (; next < number && absent.first.size() < kShownRanks; ++next) absent.Add(next);
     next = number + 1;
-    if (rank.contributed) continue;
+    if (contributions_.contains(number)) continue;
     (lost_.contains(number) ? lost : sending).Add(number);
   }
   for (; next < world_size_ && absent.first.size() < kShownRanks; ++next) absent.Add(next);

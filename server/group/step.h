@@ -32,7 +32,7 @@ class Step {
   absl::Status Contribute(uint32_t rank, std::string contribution, uint64_t by);
   // A call of the rank goes; `by` is what it contributed as.
   void Leave(uint32_t rank, uint64_t by, Leaving why, absl::Time now, absl::Duration grace);
-  void Fail(uint32_t rank, uint64_t by, const absl::Status& why);
+  // The same, and ends the attempt with it.
   void Abort(uint32_t rank, uint64_t by, const absl::Status& why);
   // Something else has ended the attempt.
   void AbortAll(const absl::Status& why);
@@ -51,13 +51,12 @@ class Step {
  private:
   struct Rank {
     uint64_t calls = 0;  // that have come and not gone
-    bool contributed = false;
-    uint64_t by = 0;
+    uint64_t by = 0;     // which of them contributed, where one did
   };
 
   bool IsHeldBy(uint32_t rank, uint64_t by) const;  // or by nobody
   void Commit();
-  void End(absl::StatusCode code, const std::string& why);
+  void End(const absl::Status& why);
   // Of those who have not contributed: who never came, who came and has not sent all, whose
   // connection was lost.
   std::string DescribeMissing() const;

@@ -14,6 +14,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "server/group/redis/options.h"
 
 namespace gradclip {
@@ -28,6 +29,11 @@ std::optional<std::string_view> TextOf(const redisReply& reply);  // strings and
 std::optional<std::string_view> ErrorOf(const redisReply& reply);
 // The texts of an array of nothing but texts.
 std::optional<std::vector<std::string_view>> TextsOf(const redisReply& reply);
+
+// The same view; which of the two types Abseil takes is up to how it was built.
+inline absl::string_view Abseil(std::string_view text) {
+  return {text.data(), text.size()};
+}
 
 class RedisConnection {
  public:

@@ -12,7 +12,8 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "server/group/redis/clock.h"
+#include "server/group/clock.h"
+#include "server/group/redis/milliseconds.h"
 
 namespace gradclip {
 namespace {

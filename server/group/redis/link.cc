@@ -12,7 +12,8 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
-#include "server/group/redis/clock.h"
+#include "server/group/clock.h"
+#include "server/group/redis/milliseconds.h"
 #include "server/group/redis/script.h"
 
 namespace gradclip {
@@ -24,10 +25,6 @@ constexpr absl::Duration kLastBackoff = absl::Seconds(1);
 constexpr absl::Duration kShortestLease = absl::Seconds(3);
 // What is handed to a connection before it has sent what it has.
 constexpr size_t kMaxUnsentBytes = size_t{1} << 20;
-
-absl::string_view Abseil(std::string_view text) {
-  return {text.data(), text.size()};
-}
 
 bool Begins(std::string_view text, std::string_view prefix) {
   return text.starts_with(prefix);

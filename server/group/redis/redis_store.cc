@@ -1,7 +1,6 @@
 #include "server/group/redis/redis_store.h"
 
 #include <openssl/rand.h>
-#include <openssl/sha.h>
 
 #include <algorithm>
 #include <cstring>
@@ -10,18 +9,13 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "server/group/refusals.h"
+#include "server/group/sha256.h"
 
 namespace gradclip {
 namespace {
 
 constexpr size_t kServerBytes = 10;  // SERVER_ID in step.lua
-
-std::string Sha256(std::string_view text) {
-  std::string hash(SHA256_DIGEST_LENGTH, '\0');
-  SHA256(reinterpret_cast<const unsigned char*>(text.data()), text.size(),
-         reinterpret_cast<unsigned char*>(hash.data()));
-  return hash;
-}
 
 }  // namespace
 
@@ -42,16 +36,11 @@ class RedisStore::RedisSeat final : public Store::Seat {
   }
 
   void Fail(const absl::Status& why) override {
-    Go({.kind = Going::Kind::kEnded,
-        .why = absl::AbortedError(absl::StrCat("rank ", call_->participant.rank,
-                                               " failed: ", absl::StatusCodeToString(why.code()),
-                                               ": ", why.message()))});
+    Go({.kind = Going::Kind::kEnded, .why = RankFailed(call_->participant.rank, why)});
   }
 
   void Abort(const absl::Status& why) override {
-    Go({.kind = Going::Kind::kEnded,
-        .why = absl::Status(why.code(),
-                            absl::StrCat("rank ", call_->participant.rank, ": ", why.message()))});
+    Go({.kind = Going::Kind::kEnded, .why = RankAborts(call_->participant.rank, why)});
   }
 
  private:

@@ -1,7 +1,5 @@
 #include "server/group/redis/step_command.h"
 
-#include <openssl/sha.h>
-
 #include <limits>
 #include <map>
 #include <utility>
@@ -12,18 +10,15 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/string_view.h"
-#include "server/group/redis/clock.h"
+#include "server/group/redis/milliseconds.h"
 #include "server/group/refusals.h"
+#include "server/group/sha256.h"
 
 namespace gradclip {
 namespace {
 
 // Half of SHA-256: jobs are told apart, and nobody finds two that are not.
 constexpr size_t kJobHashBytes = 16;
-
-absl::string_view Abseil(std::string_view text) {
-  return {text.data(), text.size()};
-}
 
 // Each field and value with a zero after it.
 std::string Serialise(const Terms& terms) {
@@ -89,10 +84,7 @@ std::string KeyBase(std::string_view job) {
 }  // namespace
 
 std::string JobHash(std::string_view job) {
-  unsigned char hash[SHA256_DIGEST_LENGTH];
-  SHA256(reinterpret_cast<const unsigned char*>(job.data()), job.size(), hash);
-  return absl::BytesToHexString(
-      absl::string_view(reinterpret_cast<const char*>(hash), kJobHashBytes));
+  return absl::BytesToHexString(Sha256(job).substr(0, kJobHashBytes));
 }
 
 std::string StepName(const StepId& id) {

@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "server/group/redis/clock.h"
+#include "server/group/clock.h"
 #include "server/group/refusals.h"
 
 namespace gradclip {
@@ -152,11 +152,7 @@ void RedisSteps::OnJoined(const CallPointer& call, absl::StatusOr<StepReply> rep
     step->asker = LocalStep::Asker{call->participant, call->token};
     step->outcome = nullptr;
   }
-  if (reply->kind == StepReply::Kind::kOpen) {
-    NoteOpen(step, *reply);
-  } else {
-    NoteCommitted(step);
-  }
+  Note(step, *reply);
   Next(call);
 }
 
@@ -166,35 +162,21 @@ void RedisSteps::OnContributed(const CallPointer& call, absl::StatusOr<StepReply
     Abandon(call);
     return Tell(call, reply.status());
   }
-  const StepPointer step = call->step_;
-  switch (reply->kind) {
-    case StepReply::Kind::kOpen:
-    case StepReply::Kind::kCommitted:
-      call->taken_ = true;
-      call->contribution_.reset();
-      if (reply->kind == StepReply::Kind::kOpen) {
-        NoteOpen(step, *reply);
-      } else {
-        NoteCommitted(step);
-      }
-      return Next(call);  // where it goes meanwhile
-    case StepReply::Kind::kAborted:
-      return NoteAborted(step, reply->status);
-    case StepReply::Kind::kRefused:
-      return Tell(call, reply->status);
-    case StepReply::Kind::kGone:
-      return NoteGone(step);
+  if (reply->kind == StepReply::Kind::kRefused) return Tell(call, reply->status);
+  if (reply->kind == StepReply::Kind::kOpen || reply->kind == StepReply::Kind::kCommitted) {
+    call->taken_ = true;
+    call->contribution_.reset();
   }
+  Note(call->step_, *reply);
+  Next(call);  // where it goes meanwhile
 }
 
 void RedisSteps::OnLeft(const CallPointer& call, absl::StatusOr<StepReply> reply) {
   call->under_way_ = false;
   const StepPointer step = call->step_;
   Drop(call);
-  if (!reply.ok()) return;
-  if (reply->kind == StepReply::Kind::kOpen) NoteOpen(step, *reply);
-  if (reply->kind == StepReply::Kind::kCommitted) NoteCommitted(step);
-  if (reply->kind == StepReply::Kind::kAborted) NoteAborted(step, reply->status);
+  // (A step that is gone is found out by the calls that are still in it.)
+  if (reply.ok() && reply->kind != StepReply::Kind::kGone) Note(step, *reply);
 }
 
 void RedisSteps::Check(const StepPointer& step, bool bury) {
@@ -215,18 +197,26 @@ void RedisSteps::OnChecked(const StepPointer& step, absl::StatusOr<StepReply> re
   const bool held = std::exchange(step->holding, false);
   if (!reply.ok()) {
     LookBy(step, SteadyNow() + absl::Seconds(1));
-  } else if (reply->kind == StepReply::Kind::kOpen) {
-    NoteOpen(step, *reply);
-  } else if (reply->kind == StepReply::Kind::kCommitted) {
-    NoteCommitted(step);
-  } else if (reply->kind == StepReply::Kind::kAborted) {
-    NoteAborted(step, reply->status);
   } else {
-    NoteGone(step);
+    Note(step, *reply);
   }
   if (!held) return;
   for (const CallPointer& call : std::vector<CallPointer>(step->calls.begin(), step->calls.end())) {
     Next(call);
+  }
+}
+
+void RedisSteps::Note(const StepPointer& step, const StepReply& reply) {
+  switch (reply.kind) {
+    case StepReply::Kind::kOpen:
+      return NoteOpen(step, reply);
+    case StepReply::Kind::kCommitted:
+      return NoteCommitted(step);
+    case StepReply::Kind::kAborted:
+      return NoteAborted(step, reply.status);
+    case StepReply::Kind::kRefused:  // joins and contributions are, and those tell their calls
+    case StepReply::Kind::kGone:
+      return NoteGone(step);
   }
 }
 

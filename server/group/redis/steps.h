@@ -98,6 +98,8 @@ class RedisSteps {
   void Fetch(const StepPointer& step);
   void OnFetched(const StepPointer& step, Answer outcome);
 
+  // What a reply says of the step.
+  void Note(const StepPointer& step, const StepReply& reply);
   void NoteOpen(const StepPointer& step, const StepReply& reply);
   void NoteCommitted(const StepPointer& step);
   void NoteAborted(const StepPointer& step, const absl::Status& why);

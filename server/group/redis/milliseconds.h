@@ -1,18 +1,13 @@
-// Time as the store of Redis measures it on its own side: only ever differences. Pure functions.
-#ifndef GRADCLIP_SERVER_GROUP_REDIS_CLOCK_H_
-#define GRADCLIP_SERVER_GROUP_REDIS_CLOCK_H_
+// Durations as Redis takes them. A pure function.
+#ifndef GRADCLIP_SERVER_GROUP_REDIS_MILLISECONDS_H_
+#define GRADCLIP_SERVER_GROUP_REDIS_MILLISECONDS_H_
 
 #include <algorithm>
-#include <chrono>
 #include <cstdint>
 
 #include "absl/time/time.h"
 
 namespace gradclip {
-
-inline absl::Time SteadyNow() {
-  return absl::UnixEpoch() + absl::FromChrono(std::chrono::steady_clock::now().time_since_epoch());
-}
 
 // Rounded up, from 0 to a hundred years.
 inline int64_t ToMilliseconds(absl::Duration duration) {
@@ -23,4 +18,4 @@ inline int64_t ToMilliseconds(absl::Duration duration) {
 
 }  // namespace gradclip
 
-#endif  // GRADCLIP_SERVER_GROUP_REDIS_CLOCK_H_
+#endif  // GRADCLIP_SERVER_GROUP_REDIS_MILLISECONDS_H_
