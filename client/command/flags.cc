@@ -28,21 +28,13 @@ void ServerFlags::AddTo(CLI::App& verb) {
                   "How long a call may take over all tries: 500ms, 30s, 2m, inf")
       ->type_name("DURATION")
       ->capture_default_str()
-      ->check([](const std::string& text) {
-        absl::Duration duration;
-        if (absl::ParseDuration(text, &duration) && duration > absl::ZeroDuration()) {
-          return std::string();
-        }
-        return absl::StrCat("must be a time over 0 with its unit, as in 30s or 2m, not ", text);
-      });
+      ->check(DurationCheck());
   verb.add_flag(
       "--tls", uses_tls,
       "Use TLS, over TCP; trust the system's authorities. The other --tls flags imply it");
   const auto add_text = [&verb](const char* name, std::string& value, const char* type,
                                 const char* meaning) {
-    verb.add_option(name, value, meaning)->type_name(type)->check([](const std::string& text) {
-      return text.empty() ? "must not be empty" : "";
-    });
+    verb.add_option(name, value, meaning)->type_name(type)->check(NotEmptyCheck());
   };
   add_text("--tls-ca", tls.ca_file, "FILE", "Trust the authorities in this PEM file instead");
   add_text("--tls-cert", tls.cert_file, "FILE",
@@ -173,20 +165,45 @@ CLI::Option* AddNumber(CLI::App& verb, const std::string& name, const NumberRang
       ->check(check);
 }
 
+CLI::Option* AddWhole(CLI::App& verb, const std::string& name, uint64_t least, uint64_t most,
+                      std::function<void(uint64_t number)> set, const std::string& meaning) {
+  const auto check = [least, most](const std::string& text) {
+    uint64_t number = 0;
+    if (absl::SimpleAtoi(text, &number) && number >= least && number <= most) return std::string();
+    return absl::StrCat("must be a whole number from ", least, " to ", most, ", not ", text);
+  };
+  const auto parse = [set = std::move(set)](const std::string& text) {
+    uint64_t number = 0;
+    if (absl::SimpleAtoi(text, &number)) set(number);
+  };
+  return verb.add_option_function<std::string>(name, parse, meaning)
+      ->type_name("NUMBER")
+      ->check(check);
+}
+
 void AddCount(CLI::App& verb, const std::string& name, uint64_t& count,
               const std::string& meaning) {
-  constexpr uint64_t kMost = 10'000'000;
-  const auto check = [](const std::string& text) {
-    uint64_t number = 0;
-    if (absl::SimpleAtoi(text, &number) && number >= 1 && number <= kMost) return std::string();
-    return absl::StrCat("must be a whole number from 1 to ", kMost, ", not ", text);
-  };
-  // The library would read 010 as 8.
-  const auto parse = [&count](const std::string& text) { (void)absl::SimpleAtoi(text, &count); };
-  verb.add_option_function<std::string>(name, parse, meaning)
+  AddWhole(
+      verb, name, 1, 10'000'000, [&count](uint64_t number) { count = number; }, meaning)
       ->type_name("COUNT")
-      ->default_str(absl::StrCat(count))
-      ->check(check);
+      ->default_str(absl::StrCat(count));
+}
+
+CLI::Validator NotEmptyCheck() {
+  return CLI::Validator(
+      [](std::string& text) { return std::string(text.empty() ? "must not be empty" : ""); }, "");
+}
+
+CLI::Validator DurationCheck() {
+  return CLI::Validator(
+      [](std::string& text) {
+        absl::Duration duration;
+        return absl::ParseDuration(text, &duration) && duration > absl::ZeroDuration()
+                   ? std::string()
+                   : absl::StrCat("must be a time over 0 with its unit, as in 30s or 2m, not ",
+                                  text);
+      },
+      "");
 }
 
 CLI::Validator BytesCheck() {

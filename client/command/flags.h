@@ -67,8 +67,19 @@ absl::StatusOr<double> ParseNumber(absl::string_view text, const NumberRange& ra
 CLI::Option* AddNumber(CLI::App& verb, const std::string& name, const NumberRange& range,
                        std::function<void(double number)> set, const std::string& meaning);
 
+// Adds a flag that takes a whole number from `least` to `most`. (The flag library would read 010 as
+// 8.)
+CLI::Option* AddWhole(CLI::App& verb, const std::string& name, uint64_t least, uint64_t most,
+                      std::function<void(uint64_t number)> set, const std::string& meaning);
+
 // Adds a flag that takes a whole number from 1 to 10,000,000.
 void AddCount(CLI::App& verb, const std::string& name, uint64_t& count, const std::string& meaning);
+
+// For option->check(): anything but nothing.
+CLI::Validator NotEmptyCheck();
+
+// For option->check(): a time over 0, as absl::ParseDuration() reads it.
+CLI::Validator DurationCheck();
 
 // For option->check(): bytes, as ParseBytes() reads them.
 CLI::Validator BytesCheck();

@@ -553,7 +553,7 @@ void Call::OnEnded() {
   if (session_.started()) {
     record.tensors = session_.spec().tensors.size();
     record.backend = environment_.backend.name();
-    if (const std::optional<GroupDeclaration>& group = session_.spec().group; group.has_value()) {
+    if (const std::optional<Participant>& group = session_.spec().group; group.has_value()) {
       record.group = {group->step.job,  group->step.generation,
                       group->step.step, group->step.attempt,
                       group->rank,      group->world_size};

@@ -8,14 +8,8 @@
 namespace gradclip {
 
 bool Call::JoinGroup() {
-  const GroupDeclaration& group = *session_.spec().group;
-  Participant participant;
-  participant.step = group.step;
-  participant.rank = group.rank;
-  participant.world_size = group.world_size;
-  participant.terms = TermsOf(session_.spec(), session_.clips());
-  participant.timeout = std::min(group.timeout, environment_.group_timeout);
-  participant.secret_hash = group.secret_hash;
+  Participant participant = *session_.spec().group;
+  participant.timeout = std::min(participant.timeout, environment_.group_timeout);
   participant.account = caller_.account;
   const std::shared_ptr<Call> self = shared_from_this();
   absl::StatusOr<std::shared_ptr<Store::Seat>> seat = environment_.groups.Join(

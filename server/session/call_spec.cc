@@ -1,7 +1,5 @@
 #include "server/session/call_spec.h"
 
-#include <openssl/sha.h>
-
 #include <array>
 #include <charconv>
 #include <cmath>
@@ -13,6 +11,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "absl/time/time.h"
+#include "server/group/sha256.h"
 
 namespace gradclip {
 namespace {
@@ -99,7 +99,7 @@ absl::Status OutOfRange(std::string_view field, double value, std::string_view a
       absl::StrFormat("%s is %g; it must be %s", field, value, allowed));
 }
 
-absl::StatusOr<GroupDeclaration> CheckGroup(const v1::Group& group) {
+absl::StatusOr<Participant> CheckGroup(const v1::Group& group) {
   constexpr size_t kLongestJob = 256;
   constexpr size_t kLongestSecret = 1024;
   if (group.job().empty() || group.job().size() > kLongestJob) {
@@ -116,23 +116,21 @@ absl::StatusOr<GroupDeclaration> CheckGroup(const v1::Group& group) {
         absl::StrFormat("group.job_secret has %d bytes; it must have at most %d",
                         group.job_secret().size(), kLongestSecret));
   }
-  GroupDeclaration declaration;
+  Participant participant;
+  participant.step = {group.job(), group.generation(), group.step(), group.attempt()};
+  participant.rank = group.rank();
+  participant.world_size = group.world_size();
+  participant.timeout = absl::InfiniteDuration();
   if (group.has_timeout()) {
-    declaration.timeout =
+    participant.timeout =
         absl::Seconds(group.timeout().seconds()) + absl::Nanoseconds(group.timeout().nanos());
-    if (declaration.timeout <= absl::ZeroDuration()) {
+    if (participant.timeout <= absl::ZeroDuration()) {
       return absl::InvalidArgumentError(absl::StrCat(
-          "group.timeout is ", absl::FormatDuration(declaration.timeout), "; it must be > 0"));
+          "group.timeout is ", absl::FormatDuration(participant.timeout), "; it must be > 0"));
     }
   }
-  declaration.step = {group.job(), group.generation(), group.step(), group.attempt()};
-  declaration.rank = group.rank();
-  declaration.world_size = group.world_size();
-  declaration.secret_hash.resize(SHA256_DIGEST_LENGTH);
-  SHA256(reinterpret_cast<const unsigned char*>(group.job_secret().data()),
-         group.job_secret().size(),
-         reinterpret_cast<unsigned char*>(declaration.secret_hash.data()));
-  return declaration;
+  participant.secret_hash = Sha256(group.job_secret());
+  return participant;
 }
 
 // What both RPCs declare alike.
@@ -140,7 +138,7 @@ template <typename Start>
 absl::StatusOr<CallSpec> MakeCommonSpec(Start& start) {
   CallSpec spec;
   if (start.has_group()) {
-    absl::StatusOr<GroupDeclaration> group = CheckGroup(start.group());
+    absl::StatusOr<Participant> group = CheckGroup(start.group());
     if (!group.ok()) return group.status();
     spec.group = *std::move(group);
   }
@@ -204,8 +202,7 @@ std::string_view NameOf(OnNonfinite policy) {
   return "";
 }
 
-}  // namespace
-
+// What all ranks of a group must declare alike.
 Terms TermsOf(const CallSpec& spec, bool clips) {
   Terms terms = {{"the RPC", clips ? "ClipGradNorm" : "ComputeNorm"},
                  {"group.world_size", absl::StrCat(spec.group->world_size)},
@@ -219,6 +216,8 @@ Terms TermsOf(const CallSpec& spec, bool clips) {
   return terms;
 }
 
+}  // namespace
+
 std::string DescribeTensor(const std::string& name, size_t index) {
   if (name.empty()) return absl::StrCat("#", index);
   if (name.size() > kShownNameBytes) {
@@ -229,7 +228,9 @@ std::string DescribeTensor(const std::string& name, size_t index) {
 }
 
 absl::StatusOr<CallSpec> MakeCallSpec(v1::ComputeNormStart&& start) {
-  return MakeCommonSpec(start);
+  absl::StatusOr<CallSpec> spec = MakeCommonSpec(start);
+  if (spec.ok() && spec->group.has_value()) spec->group->terms = TermsOf(*spec, /*clips=*/false);
+  return spec;
 }
 
 absl::StatusOr<CallSpec> MakeCallSpec(v1::ClipGradNormStart&& start) {
@@ -261,6 +262,7 @@ absl::StatusOr<CallSpec> MakeCallSpec(v1::ClipGradNormStart&& start) {
     if (absl::Status checked = CheckTotalNorm(start); !checked.ok()) return checked;
     spec->total_norm = std::fabs(start.total_norm());
   }
+  if (spec->group.has_value()) spec->group->terms = TermsOf(*spec, /*clips=*/true);
   return spec;
 }
 

@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "absl/time/time.h"
 #include "gradclip/dtype.h"
 #include "gradclip/v1/gradclip.pb.h"
 #include "server/clip/clip.h"
@@ -31,15 +30,6 @@ struct DTypeRun {
   uint64_t bytes = 0;
 };
 
-// The contract's Group.
-struct GroupDeclaration {
-  StepId step;
-  uint32_t rank = 0;
-  uint32_t world_size = 1;
-  absl::Duration timeout = absl::InfiniteDuration();  // infinite: none was given
-  std::string secret_hash;                            // SHA-256 of job_secret
-};
-
 struct CallSpec {
   std::vector<TensorDeclaration> tensors;
   double norm_type = 2;
@@ -47,7 +37,9 @@ struct CallSpec {
   ClipRule rule;  // ClipGradNorm only, but for rule.pre_scale
   v1::ReplyMode reply = v1::REPLY_COEFFICIENT;
   std::optional<double> total_norm;  // given by the caller, pre_scale included
-  std::optional<GroupDeclaration> group;
+  // The contract's Group, and what its ranks must declare alike. timeout is infinite where none was
+  // given; account is the caller's to fill in.
+  std::optional<Participant> group;
 
   uint64_t gradient_bytes = 0;
   std::vector<DTypeRun> runs;  // the whole gradient, by dtype
@@ -57,13 +49,10 @@ struct CallSpec {
 std::string DescribeTensor(const std::string& name, size_t index);
 
 // Takes the tensors' names out of `start`. INVALID_ARGUMENT for a field outside its range, naming
-// tensor, field and numbers. How many tensors and dimensions
-// there may be is checked before the message is parsed, in wire/.
+// tensor, field and numbers. How many tensors and dimensions there may be is checked before the
+// message is parsed, in wire/.
 absl::StatusOr<CallSpec> MakeCallSpec(v1::ComputeNormStart&& start);
 absl::StatusOr<CallSpec> MakeCallSpec(v1::ClipGradNormStart&& start);
-
-// What all ranks of a group must declare alike. REQUIRES: spec.group.
-Terms TermsOf(const CallSpec& spec, bool clips);
 
 }  // namespace gradclip
 
