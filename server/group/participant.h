@@ -3,12 +3,12 @@
 #ifndef GRADCLIP_SERVER_GROUP_PARTICIPANT_H_
 #define GRADCLIP_SERVER_GROUP_PARTICIPANT_H_
 
-#include <compare>
 #include <cstdint>
 #include <map>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -25,7 +25,10 @@ struct StepId {
   uint64_t step = 0;
   uint32_t attempt = 0;
 
-  auto operator<=>(const StepId&) const = default;
+  bool operator<(const StepId& other) const {
+    return std::tie(job, generation, step, attempt) <
+           std::tie(other.job, other.generation, other.step, other.attempt);
+  }
 
   // job "run7", step 120, attempt 0, generation 2
   std::string Describe() const;
