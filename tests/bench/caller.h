@@ -18,6 +18,9 @@ namespace gradclip::bench {
 inline constexpr char kComputeNorm[] = "/gradclip.v1.GradClip/ComputeNorm";
 inline constexpr char kClipGradNorm[] = "/gradclip.v1.GradClip/ClipGradNorm";
 
+// A connection of its own to `address`, with no limit of message sizes.
+std::shared_ptr<grpc::Channel> OwnChannel(const std::string& address);
+
 class Caller {
  public:
   // A connection of its own to `address`.

@@ -35,10 +35,8 @@ class Groups {
       if (absl::Status ran = RunSteps(gradient, steps, into.ours); !ran.ok()) return ran;
       if (absl::Status ran = RunAlone(gradient, steps, into.limit); !ran.ok()) return ran;
     }
-    for (const double percent : {50.0, 99.0}) {
-      Row row =
-          LatencyRow(absl::StrCat(transport_, ", ", what), "a single caller", percent, comparison);
-      if (percent == 50) row.goal = goal;
+    for (const Row& row :
+         LatencyRows(absl::StrCat(transport_, ", ", what), "a single caller", comparison, goal)) {
       bench_.report.Add(row);
     }
     return absl::OkStatus();

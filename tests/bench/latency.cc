@@ -67,10 +67,8 @@ class Latency {
     const absl::StatusOr<Comparison> comparison = Compare(
         calls, ours, [&] { return TimeOf([&] { return raw_.Call(kClipGradNorm, empty_, 0); }); });
     if (!comparison.ok()) return comparison.status();
-    for (const double percent : {50.0, 99.0}) {
-      Row row = LatencyRow(absl::StrCat(transport_.name, ", ", what), "empty stream call", percent,
-                           *comparison);
-      if (percent == 50) row.goal = goal;
+    for (const Row& row : LatencyRows(absl::StrCat(transport_.name, ", ", what),
+                                      "empty stream call", *comparison, goal)) {
       bench_.report.Add(row);
     }
     return absl::OkStatus();

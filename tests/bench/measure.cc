@@ -48,6 +48,14 @@ Row RateRow(std::string what, std::string limit_is, uint64_t bytes, const Compar
           .goal = {}};
 }
 
+std::vector<Row> LatencyRows(const std::string& what, const std::string& limit_is,
+                             const Comparison& comparison, std::optional<Goal> goal) {
+  std::vector<Row> rows = {LatencyRow(what, limit_is, 50, comparison),
+                           LatencyRow(what, limit_is, 99, comparison)};
+  rows[0].goal = goal;
+  return rows;
+}
+
 Row LatencyRow(std::string what, std::string limit_is, double percent,
                const Comparison& comparison) {
   const double ours = Percentile(comparison.ours, percent);

@@ -8,6 +8,7 @@
 #define GRADCLIP_TESTS_BENCH_MEASURE_H_
 
 #include <chrono>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -51,6 +52,10 @@ Row RateRow(std::string what, std::string limit_is, uint64_t bytes, const Compar
 // The row of a comparison of many short calls at a percentile: microseconds, and their ratio.
 Row LatencyRow(std::string what, std::string limit_is, double percent,
                const Comparison& comparison);
+
+// The rows of p50, which has the goal, and p99.
+std::vector<Row> LatencyRows(const std::string& what, const std::string& limit_is,
+                             const Comparison& comparison, std::optional<Goal> goal);
 
 }  // namespace gradclip::bench
 

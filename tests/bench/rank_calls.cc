@@ -53,10 +53,7 @@ RankCalls::RankCalls(const std::vector<std::string>& addresses, uint32_t ranks)
   const size_t connections = (on_each + kRanksOnAConnection - 1) / kRanksOnAConnection;
   for (size_t i = 0; i < connections; ++i) {
     for (const std::string& address : addresses) {
-      grpc::ChannelArguments arguments;
-      arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
-      stubs_.push_back(std::make_unique<grpc::GenericStub>(
-          grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments)));
+      stubs_.push_back(std::make_unique<grpc::GenericStub>(OwnChannel(address)));
     }
   }
   for (uint32_t rank = 0; rank < ranks; ++rank) ranks_.push_back(std::make_unique<Rank>());

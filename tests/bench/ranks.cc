@@ -68,8 +68,8 @@ absl::Status RunWith(Bench& bench, const Store& store, const std::vector<std::st
     seconds += together->seconds;
   }
   const std::string what = absl::StrFormat("%s, %d ranks", store.name, ranks);
-  for (const double percent : {50.0, 99.0}) {
-    bench.report.Add(LatencyRow(what, "as many calls alone", percent, comparison));
+  for (const Row& row : LatencyRows(what, "as many calls alone", comparison, std::nullopt)) {
+    bench.report.Add(row);
   }
   std::string note = absl::StrFormat("%s: %.0f steps/s", what, steps / seconds);
   if (before.has_value()) {

@@ -202,10 +202,8 @@ class Shared {
     const auto compare = [&](const std::string& name, std::optional<Goal> goal, Timed ours) {
       const absl::StatusOr<Comparison> comparison = Compare(calls, ours, empty_call);
       if (!comparison.ok()) return comparison.status();
-      for (const double percent : {50.0, 99.0}) {
-        Row row = LatencyRow(absl::StrCat("41 tensors, 1.4 MB, ", name), "empty unary call",
-                             percent, *comparison);
-        if (percent == 50) row.goal = goal;
+      for (const Row& row : LatencyRows(absl::StrCat("41 tensors, 1.4 MB, ", name),
+                                        "empty unary call", *comparison, goal)) {
         bench_.report.Add(row);
       }
       return absl::OkStatus();
