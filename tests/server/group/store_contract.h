@@ -60,6 +60,33 @@ class Told {
   std::shared_ptr<Shared> shared_ = std::make_shared<Shared>();
 };
 
+// A call of one rank.
+struct RankCall {
+  absl::StatusOr<std::shared_ptr<Store::Seat>> seat;
+  Told told;
+
+  Told::Answer Get() const {
+    if (!seat.ok()) return seat.status();
+    return told.Get();
+  }
+  absl::Status status() const { return Get().status(); }
+  void Contribute(double value) const;  // where it has a seat
+};
+
+// Of p = 2, with the sum of squares `value`.
+inline Contribution ContributionOf(double value, uint64_t nonfinite = 0, std::string first = "") {
+  Contribution contribution;
+  contribution.partial = NormPartial(2);
+  contribution.partial.AddSum(value, 0);
+  contribution.nonfinite_elements = nonfinite;
+  contribution.first_nonfinite = std::move(first);
+  return contribution;
+}
+
+inline void RankCall::Contribute(double value) const {
+  if (seat.ok()) (*seat)->Contribute(ContributionOf(value));
+}
+
 // Some store, as servers see it.
 struct StoreKind {
   // Stores that see the same steps, as many as asked for where ranks may come to different servers,
@@ -76,17 +103,7 @@ inline std::ostream& operator<<(std::ostream& out, const StoreKind& kind) {
 
 class StoreContract : public testing::TestWithParam<StoreKind> {
  protected:
-  // A call of one rank.
-  struct Call {
-    absl::StatusOr<std::shared_ptr<Store::Seat>> seat;
-    Told told;
-
-    Told::Answer Get() const {
-      if (!seat.ok()) return seat.status();
-      return told.Get();
-    }
-    absl::Status status() const { return Get().status(); }
-  };
+  using Call = RankCall;
 
   // Each call returns once what it did has come to the step, so that tests say in which order
   // things happen; unless `in_order` is false.
@@ -115,12 +132,7 @@ class StoreContract : public testing::TestWithParam<StoreKind> {
   }
 
   static Contribution Of(double value, uint64_t nonfinite = 0, std::string first = "") {
-    Contribution contribution;
-    contribution.partial = NormPartial(2);
-    contribution.partial.AddSum(value, 0);
-    contribution.nonfinite_elements = nonfinite;
-    contribution.first_nonfinite = std::move(first);
-    return contribution;
+    return ContributionOf(value, nonfinite, std::move(first));
   }
 
   // A job of each test's own, as stores may be shared.

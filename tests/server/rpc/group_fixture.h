@@ -22,6 +22,7 @@ class GroupTest : public ServerTest {
   struct Rank {
     Rank() = default;
     Rank(Rank&&) = default;
+    Rank& operator=(Rank&&) = default;
     ~Rank() {
       if (context == nullptr) return;
       context->TryCancel();

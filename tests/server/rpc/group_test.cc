@@ -255,38 +255,42 @@ TEST_F(GroupTest, TheServersTimeoutCountsWhereARankGivesNone) {
             grpc::StatusCode::DEADLINE_EXCEEDED);
 }
 
-TEST_F(GroupTest, ALostRankMayComeBackOverTcpAndUnixSockets) {
-  Folder folder;
-  for (const std::string& listen : {std::string("127.0.0.1:0"), "unix:" + (folder / "socket")}) {
-    options_.listen = {listen};
+// Over TCP and over a unix socket: two ranks have come, one has sent all and waits, and the other's
+// connection is lost.
+class LostRank : public GroupTest, public testing::WithParamInterface<std::string> {
+ protected:
+  void LoseOneOfTwo() {
+    options_.listen = {GetParam() == "Tcp" ? "127.0.0.1:0" : "unix:" + (folder_ / "socket")};
     Serve();
-    Rank waiting = Send(Start(0, 2, 1), {3});
-    Rank lost = Begin(Start(1, 2, 1));
+    waiting_ = Send(Start(0, 2, 1), {3});
+    lost_ = Begin(Start(1, 2, 1));
     AwaitRanks(2);
-    lost.LoseConnection();
-    AwaitRanks(1);
-    const Reply back = Send(Start(1, 2, 1), {4}).Finish();
-    ASSERT_TRUE(back.status.ok()) << Message(back);
-    EXPECT_EQ(back.result.norm().total_norm(), 5);
-    EXPECT_TRUE(waiting.Finish().status.ok());
+    lost_.LoseConnection();
   }
+
+  const Folder folder_;
+  Rank waiting_;
+  Rank lost_;
+};
+INSTANTIATE_TEST_SUITE_P(Over, LostRank, testing::Values("Tcp", "UnixSocket"),
+                         [](const auto& info) { return info.param; });
+
+TEST_P(LostRank, MayComeBack) {
+  LoseOneOfTwo();
+  AwaitRanks(1);
+  const Reply back = Send(Start(1, 2, 1), {4}).Finish();
+  ASSERT_TRUE(back.status.ok()) << Message(back);
+  EXPECT_EQ(back.result.norm().total_norm(), 5);
+  EXPECT_TRUE(waiting_.Finish().status.ok());
 }
 
-TEST_F(GroupTest, ALostRankThatStaysAwayEndsTheStep) {
-  Folder folder;
+TEST_P(LostRank, EndsTheStepWhereItStaysAway) {
   options_.group_reconnect_grace = absl::Milliseconds(100);
-  for (const std::string& listen : {std::string("127.0.0.1:0"), "unix:" + (folder / "socket")}) {
-    options_.listen = {listen};
-    Serve();
-    Rank waiting = Send(Start(0, 2, 1), {3});
-    Rank lost = Begin(Start(1, 2, 1));
-    AwaitRanks(2);
-    lost.LoseConnection();
-    const Reply reply = waiting.Finish();
-    EXPECT_EQ(reply.status.error_code(), grpc::StatusCode::ABORTED);
-    EXPECT_THAT(Message(reply), HasSubstr("lost the connection of rank 1, and waited 100ms "
-                                          "(--group-reconnect-grace)"));
-  }
+  LoseOneOfTwo();
+  const Reply reply = waiting_.Finish();
+  EXPECT_EQ(reply.status.error_code(), grpc::StatusCode::ABORTED);
+  EXPECT_THAT(Message(reply), HasSubstr("lost the connection of rank 1, and waited 100ms "
+                                        "(--group-reconnect-grace)"));
 }
 
 TEST_F(GroupTest, ACancelOverAUnixSocketIsNoLostConnection) {

@@ -65,12 +65,7 @@ TEST_F(RedisFailure, CallsAreToldWhenRedisIsKilledAndStepsGoOnAfterIt) {
   EXPECT_FALSE(store->reachable());
   server_.Start();
   WaitUntilUsable(*store);
-  const Call first = Join(*store, Rank(0, 2, 1, 1));
-  const Call second = Join(*store, Rank(1, 2, 1, 1));
-  first.Contribute(9);
-  second.Contribute(16);
-  ASSERT_TRUE(first.Get().ok()) << first.status();
-  EXPECT_EQ((*second.Get())->total.Norm(), 5);
+  ExpectStepOfTwo(*store, /*step=*/1, /*attempt=*/1);
 }
 
 TEST_F(RedisFailure, ARedisThatComesBackEmptyLeavesTheOutcomeUnknownAndTheAttemptOver) {
@@ -89,12 +84,7 @@ TEST_F(RedisFailure, ARedisThatComesBackEmptyLeavesTheOutcomeUnknownAndTheAttemp
   // Who knows whether it was committed; it is not committed again.
   const absl::Status again = Join(*store, Rank(0)).status();
   EXPECT_EQ(again.code(), absl::StatusCode::kFailedPrecondition) << again;
-  const Call first = Join(*store, Rank(0, 2, 1, 1));
-  const Call second = Join(*store, Rank(1, 2, 1, 1));
-  first.Contribute(9);
-  second.Contribute(16);
-  ASSERT_TRUE(first.Get().ok()) << first.status();
-  EXPECT_EQ((*second.Get())->total.Norm(), 5);
+  ExpectStepOfTwo(*store, /*step=*/1, /*attempt=*/1);
 }
 
 TEST_F(RedisFailure, ACommittedStepIsNotOpenedAgainInARedisThatCameBackEmpty) {

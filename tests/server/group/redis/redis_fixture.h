@@ -20,26 +20,7 @@ namespace gradclip {
 
 class RedisFixture : public testing::Test {
  protected:
-  struct Call {
-    absl::StatusOr<std::shared_ptr<Store::Seat>> seat;
-    Told told;
-
-    Told::Answer Get() const {
-      if (!seat.ok()) return seat.status();
-      return told.Get();
-    }
-    absl::Status status() const { return Get().status(); }
-    void Contribute(double value) const {
-      if (seat.ok()) (*seat)->Contribute(Of(value));
-    }
-  };
-
-  static Contribution Of(double value) {
-    Contribution contribution;
-    contribution.partial = NormPartial(2);
-    contribution.partial.AddSum(value, 0);
-    return contribution;
-  }
+  using Call = RankCall;
 
   static Participant Rank(uint32_t rank, uint32_t world_size = 2, uint64_t step = 1,
                           uint32_t attempt = 0, const std::string& job = "job") {
@@ -70,6 +51,17 @@ class RedisFixture : public testing::Test {
     const Call call = Join(store, Rank(0, 1, step, 0, job));
     call.Contribute(4);
     return call.status();
+  }
+
+  // A step of two ranks, with the norm 5.
+  static void ExpectStepOfTwo(Store& store, uint64_t step, uint32_t attempt) {
+    const Call first = Join(store, Rank(0, 2, step, attempt));
+    const Call second = Join(store, Rank(1, 2, step, attempt));
+    first.Contribute(9);
+    second.Contribute(16);
+    ASSERT_TRUE(first.Get().ok()) << first.status();
+    ASSERT_TRUE(second.Get().ok()) << second.status();
+    EXPECT_EQ((*second.Get())->total.Norm(), 5);
   }
 
   // Steps of a job of their own, until one succeeds.
