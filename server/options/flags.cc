@@ -288,44 +288,37 @@ const std::vector<Flag>& AllFlags() {
        "whole message: a slow network wants small ones, or a longer time.",
        "60s", false, DurationFrom(&Options::idle_timeout, absl::Milliseconds(1))},
       {"group-store", "STORE",
-       "Where the steps of groups are kept: memory, for one server that all ranks of a job come "
-       "to; "
-       "or\n"
-       "redis://[USER@]HOST[:PORT][/DB], for several behind one address. Of several URLs, with "
-       "commas\n"
-       "between and the same at all servers, each job has one.",
+       "Where the steps of groups are kept: memory, for one server that all ranks come to; or\n"
+       "redis://[USER@]HOST[:PORT][/DB], for several behind one address. Of several URLs, with\n"
+       "commas between and the same at all servers, each job has one.",
        "memory", false, SetGroupStore},
       {"group-store-password-file", "FILE",
        "File with Redis's password, read anew at each connection. Without it the variable\n"
        "GRADCLIP_GROUP_STORE_PASSWORD counts.",
        "none", false, File(&Options::group_store_password_file)},
       {"group-timeout", "DURATION",
-       "Longest a step of a group may take, from its first rank's arrival; a rank may ask for "
-       "less.\n"
-       "Then it is aborted for all.",
+       "Longest a step of a group may take, from its first rank's arrival; a rank may ask for\n"
+       "less. Then it is aborted for all.",
        "10m", false, DurationFrom(&Options::group_timeout, absl::Milliseconds(1))},
       {"group-reconnect-grace", "DURATION",
-       "How long a rank whose connection was lost may take to come back before its step is "
-       "aborted;\n"
-       "0 for not at all.",
+       "How long a rank whose connection was lost may take to come back before its step is\n"
+       "aborted; 0 for not at all.",
        "10s", false, DurationFrom(&Options::group_reconnect_grace, absl::ZeroDuration())},
       {"group-admission-timeout", "DURATION",
-       "How long the ranks of a step wait for memory of the budget, once all have come, before "
-       "the\n"
-       "step is aborted; 0 for not at all.",
+       "How long the ranks of a step wait for memory of the budget, once all have come, before\n"
+       "the step is aborted; 0 for not at all.",
        "1m", false, DurationFrom(&Options::group_admission_timeout, absl::ZeroDuration())},
       {"group-result-ttl", "DURATION",
        "How long a step that has ended is kept for ranks that ask again.", "5m", false,
        DurationFrom(&Options::group_result_ttl, absl::Milliseconds(1))},
       {"group-job-ttl", "DURATION",
-       "How long after its last step a job's secret and the numbers of its steps are kept, so that "
-       "a\n"
-       "late call cannot open a step again.",
+       "How long after its last step a job's secret and the numbers of its steps are kept, so\n"
+       "that a late call cannot open a step again.",
        "24h", false, DurationFrom(&Options::group_job_ttl, absl::Milliseconds(1))},
       {"max-group-bytes", "BYTES",
-       "Most memory for the steps and jobs of groups, at least 64KiB: about 2KiB for each rank of "
-       "a\n"
-       "step. One caller may have half. Steps that have ended make room for new ones.",
+       "Most memory for the steps and jobs of groups that are kept in memory, at least 64KiB;\n"
+       "each rank of a step takes 1.25KiB of it. One caller may have half. Steps that have ended\n"
+       "make room for new ones.",
        "256MiB", false, BytesBetween(&Options::max_group_bytes, uint64_t{64} << 10, kNoMaximum)},
       {"handshake-timeout", "DURATION",
        "How long a new connection may take until it is ready for calls.", "10s", false,
