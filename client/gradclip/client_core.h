@@ -38,7 +38,8 @@ class ClientCore {
   const absl::StatusOr<std::unique_ptr<Backend>>& backend() const { return backend_; }
 
  private:
-  absl::Status TryOnce(absl::Time deadline, Attempt attempt, bool& changed);
+  // `server`: is set to its address once there is a connection.
+  absl::Status TryOnce(absl::Time deadline, Attempt attempt, bool& changed, std::string& server);
 
   ConnectionPool connections_;
   const ClientOptions options_;

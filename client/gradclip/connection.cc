@@ -7,15 +7,20 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <iterator>
 #include <utility>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "absl/time/clock.h"
 #include "client/gradclip/socket.h"
 #include "client/gradclip/tls_context.h"
 #include "client/gradclip/tls_session.h"
@@ -143,14 +148,15 @@ absl::StatusOr<std::unique_ptr<Connection>> Connection::Open(const std::string& 
   }
   open.second = fcntl(open.grpc, F_DUPFD_CLOEXEC, 0);
   if (open.second < 0) return SocketError(errno);
-  return std::unique_ptr<Connection>(new Connection(std::exchange(open.grpc, -1),
+  return std::unique_ptr<Connection>(new Connection(address, std::exchange(open.grpc, -1),
                                                     std::exchange(open.second, -1),
                                                     Authority(*parsed, used), std::move(tunnel)));
 }
 
-Connection::Connection(int socket, int second, const std::string& authority,
+Connection::Connection(std::string address, int socket, int second, const std::string& authority,
                        std::unique_ptr<TlsTunnel> tunnel)
-    : socket_(second),
+    : address_(std::move(address)),
+      socket_(second),
       is_private_(tunnel != nullptr || PeerIsOnThisHost(second)),
       tunnel_(std::move(tunnel)),
       channel_(
@@ -188,6 +194,11 @@ absl::Status Connection::Explain(const absl::Status& status) const {
                    "set ClientOptions::tls (--tls)"));
 }
 
+ConnectionPool::ConnectionPool(std::string address, std::optional<TlsOptions> tls)
+    : address_(std::move(address)),
+      addresses_(absl::StrSplit(address_, ',')),
+      tls_(std::move(tls)) {}
+
 absl::StatusOr<std::unique_ptr<Connection>> ConnectionPool::Take(absl::Time deadline) {
   while (true) {
     std::unique_ptr<Connection> connection;  // destroyed, where it is dead, without the lock
@@ -199,7 +210,42 @@ absl::StatusOr<std::unique_ptr<Connection>> ConnectionPool::Take(absl::Time dead
     }
     if (connection->Alive()) return connection;
   }
-  return Connection::Open(address_, deadline, tls_);
+  return Open(deadline);
+}
+
+absl::StatusOr<std::unique_ptr<Connection>> ConnectionPool::Open(absl::Time deadline) {
+  if (addresses_.size() == 1) return Connection::Open(address_, deadline, tls_);
+  for (const std::string& address : addresses_) {
+    const auto parsed = ParseServerAddress(address);
+    if (!parsed.ok()) return parsed.status();
+  }
+  size_t first = 0;
+  {
+    std::lock_guard lock(mutex_);
+    first = worked_;
+  }
+  std::vector<std::string> errors;
+  for (size_t i = 0; i < addresses_.size(); ++i) {
+    const size_t index = (first + i) % addresses_.size();
+    // A host that says nothing leaves the others their share of the time.
+    const absl::Duration left = deadline - absl::Now();
+    const absl::Time limit = absl::Now() + left / static_cast<double>(addresses_.size() - i);
+    auto opened = Connection::Open(addresses_[index], std::min(limit, deadline), tls_);
+    if (opened.ok()) {
+      std::lock_guard lock(mutex_);
+      worked_ = index;
+      return opened;
+    }
+    const bool late = absl::IsDeadlineExceeded(opened.status());
+    const bool over = absl::Now() >= deadline;
+    errors.push_back(absl::StrCat(addresses_[index], ": ",
+                                  late && !over ? "no answer in its share of the call's timeout"
+                                                : opened.status().message()));
+    if ((late && over) || !(late || absl::IsUnavailable(opened.status()))) {
+      return absl::Status(opened.status().code(), absl::StrJoin(errors, "; "));
+    }
+  }
+  return absl::UnavailableError(absl::StrJoin(errors, "; "));
 }
 
 void ConnectionPool::GiveBack(std::unique_ptr<Connection> connection) {
@@ -207,10 +253,14 @@ void ConnectionPool::GiveBack(std::unique_ptr<Connection> connection) {
   if (idle_.size() < kMaxIdle) idle_.push_back(std::move(connection));
 }
 
-void ConnectionPool::Clear() {
+void ConnectionPool::Lose(const std::string& address) {
   std::vector<std::unique_ptr<Connection>> closed;  // after the lock is released
   std::lock_guard lock(mutex_);
-  closed.swap(idle_);
+  const auto lost = std::stable_partition(
+      idle_.begin(), idle_.end(), [&](const auto& idle) { return idle->address() != address; });
+  std::move(lost, idle_.end(), std::back_inserter(closed));
+  idle_.erase(lost, idle_.end());
+  if (addresses_[worked_] == address) worked_ = (worked_ + 1) % addresses_.size();
 }
 
 }  // namespace gradclip

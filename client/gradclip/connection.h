@@ -9,6 +9,7 @@
 #ifndef GRADCLIP_CLIENT_GRADCLIP_CONNECTION_H_
 #define GRADCLIP_CLIENT_GRADCLIP_CONNECTION_H_
 
+#include <cstddef>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -41,6 +42,9 @@ class Connection {
 
   const std::shared_ptr<grpc::Channel>& channel() const { return channel_; }
 
+  // As Open() was given it.
+  const std::string& address() const { return address_; }
+
   // Whether nobody on a network can listen: it is encrypted, or ends on this host.
   bool IsPrivate() const { return is_private_; }
 
@@ -65,9 +69,10 @@ class Connection {
 
  private:
   // Two descriptors of one socket: gRPC takes the first. `tunnel`: from its other end on, or null.
-  Connection(int socket, int second, const std::string& authority,
+  Connection(std::string address, int socket, int second, const std::string& authority,
              std::unique_ptr<TlsTunnel> tunnel);
 
+  const std::string address_;
   const int socket_;
   const bool is_private_;
   std::string token_;
@@ -80,25 +85,32 @@ class Connection {
 // call: a new one costs round trips, and starts slowly.
 class ConnectionPool {
  public:
-  explicit ConnectionPool(std::string address, std::optional<TlsOptions> tls = std::nullopt)
-      : address_(std::move(address)), tls_(std::move(tls)) {}
+  // address: as of Connection::Open; several with commas between.
+  explicit ConnectionPool(std::string address, std::optional<TlsOptions> tls = std::nullopt);
 
   const std::string& address() const { return address_; }
 
-  // An idle connection that lives, or a new one. Errors as Connection::Open.
+  // An idle connection that lives, or a new one: to the address that worked last, or else to the
+  // next in order at which somebody answers. Errors as Connection::Open; of several addresses they
+  // name each that was tried. Only an address where nobody answers makes way for the next.
   absl::StatusOr<std::unique_ptr<Connection>> Take(absl::Time deadline);
 
   // For a later call. REQUIRES: the call over it ended well, so that nothing is under way on it.
   // Beyond a few idle ones it is closed.
   void GiveBack(std::unique_ptr<Connection> connection);
 
-  // Closes the idle ones: the server is going away, or is lost.
-  void Clear();
+  // Closes the idle ones to `address`, and begins with the address after it: the server is going
+  // away, or is lost.
+  void Lose(const std::string& address);
 
  private:
+  absl::StatusOr<std::unique_ptr<Connection>> Open(absl::Time deadline);
+
   const std::string address_;
+  const std::vector<std::string> addresses_;  // one or more
   const std::optional<TlsOptions> tls_;
   std::mutex mutex_;
+  size_t worked_ = 0;  // guarded by mutex_; the address that new connections begin with
   std::vector<std::unique_ptr<Connection>> idle_;  // guarded by mutex_; used last, last
 };
 

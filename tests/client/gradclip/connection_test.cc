@@ -177,7 +177,7 @@ TEST(ConnectionPool, GivesEachCallAConnectionOfItsOwn) {
   EXPECT_EQ(pool.Take(absl::InfiniteFuture())->get(), used_last);
 }
 
-TEST(ConnectionPool, ConnectsAnewWhereTheIdleOnesAreLostOrCleared) {
+TEST(ConnectionPool, ConnectsAnewWhereTheIdleOnesAreLostOrTheServerIs) {
   const Listener listener;
   ConnectionPool pool(listener.address());
   const auto accept = [&] { return listener.Accept(); };
@@ -189,7 +189,7 @@ TEST(ConnectionPool, ConnectsAnewWhereTheIdleOnesAreLostOrCleared) {
   EXPECT_TRUE((*second)->Alive());
   const int cleared = accept();  // returns only where it connected anew
   pool.GiveBack(*std::move(second));
-  pool.Clear();
+  pool.Lose(listener.address());
   auto third = pool.Take(absl::InfiniteFuture());
   ASSERT_TRUE(third.ok()) << third.status();
   for (const int one : {lost, cleared, accept()}) close(one);
@@ -208,6 +208,65 @@ TEST(ConnectionPool, KeepsAFewIdleOnes) {
   for (int i = 0; i < 8; ++i) taken[i] = *pool.Take(absl::InfiniteFuture());
   for (int i = 0; i < 8; ++i) EXPECT_EQ(kept.count(taken[i].get()), 1u) << i;
   EXPECT_EQ(kept.count(pool.Take(absl::InfiniteFuture())->get()), 0u);
+}
+
+// An address at which nobody listens, any more.
+std::string Deserted() {
+  const Listener listener;
+  return listener.address();
+}
+
+TEST(ConnectionPool, TriesItsAddressesInOrderFromTheOneThatWorkedLast) {
+  const Listener one;
+  const Listener two;
+  const std::string deserted = Deserted();
+  ConnectionPool pool(absl::StrCat(deserted, ",", one.address(), ",", two.address()));
+  const auto next = [&] {
+    auto taken = pool.Take(absl::InfiniteFuture());
+    return taken.ok() ? (*taken)->address() : taken.status().ToString();
+  };
+  EXPECT_EQ(next(), one.address());
+  EXPECT_EQ(next(), one.address());
+  pool.Lose(deserted);  // not the one that is in use
+  EXPECT_EQ(next(), one.address());
+  pool.Lose(one.address());
+  EXPECT_EQ(next(), two.address());
+  pool.Lose(two.address());  // after it comes the first, where nobody is
+  EXPECT_EQ(next(), one.address());
+}
+
+TEST(ConnectionPool, LosesTheIdleOnesToOneAddressAlone) {
+  const Listener one;
+  const Listener two;
+  ConnectionPool pool(absl::StrCat(one.address(), ",", two.address()));
+  auto first = pool.Take(absl::InfiniteFuture());
+  ASSERT_TRUE(first.ok()) << first.status();
+  pool.Lose(one.address());
+  auto second = pool.Take(absl::InfiniteFuture());
+  ASSERT_TRUE(second.ok()) << second.status();
+  const Connection* const kept = second->get();
+  pool.GiveBack(*std::move(first));
+  pool.GiveBack(*std::move(second));
+  pool.Lose(one.address());
+  EXPECT_EQ(pool.Take(absl::InfiniteFuture())->get(), kept);
+}
+
+TEST(ConnectionPool, NamesEachAddressWhereNobodyAnswers) {
+  const std::string one = Deserted();
+  ConnectionPool pool(absl::StrCat(one, ",unix:/no/such/socket"));
+  const absl::Status status = pool.Take(absl::InfiniteFuture()).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(status.message(), HasSubstr(one + ": can't connect: Connection refused"));
+  EXPECT_THAT(status.message(), HasSubstr("; unix:/no/such/socket: can't connect"));
+}
+
+TEST(ConnectionPool, RefusesAListWithAnAddressThatCantBeRead) {
+  const Listener listener;
+  for (const char* rest : {",", ",nowhere", ",localhost:0"}) {
+    ConnectionPool pool(listener.address() + rest);
+    EXPECT_EQ(pool.Take(absl::InfiniteFuture()).status().code(), absl::StatusCode::kInvalidArgument)
+        << rest;
+  }
 }
 
 }  // namespace
