@@ -20,7 +20,10 @@ constexpr double kLargest = std::numeric_limits<double>::max();
 }  // namespace
 
 void ServerFlags::AddTo(CLI::App& verb) {
-  verb.add_option("--server", server, "Where the server listens: HOST:PORT or unix:PATH")
+  verb.add_option(
+          "--server", server,
+          "Where the server listens: HOST:PORT or unix:PATH; several, with commas between, are "
+          "tried in order")
       ->type_name("ADDRESS")
       ->envname("GRADCLIP_SERVER")
       ->capture_default_str();

@@ -11,13 +11,20 @@
 #include "client/gradclip/token_file.h"
 
 namespace gradclip {
+namespace {
+
+// By how much the end of a call that gRPC or a server saw may lie before ours.
+constexpr absl::Duration kClocksDiffer = absl::Milliseconds(50);
+
+}  // namespace
 
 ClientCore::ClientCore(std::string address, ClientOptions options)
     : connections_(std::move(address), options.tls),
       options_(std::move(options)),
       backend_(MakeBackend("auto")) {}
 
-absl::Status ClientCore::TryOnce(absl::Time deadline, Attempt attempt, bool& changed) {
+absl::Status ClientCore::TryOnce(absl::Time deadline, Attempt attempt, bool& changed,
+                                 std::string& server) {
   // gRPC would still send the call, and might even bring an answer.
   if (absl::Now() >= deadline) return absl::DeadlineExceededError("the call's timeout is over");
   std::string token;
@@ -28,6 +35,7 @@ absl::Status ClientCore::TryOnce(absl::Time deadline, Attempt attempt, bool& cha
   }
   absl::StatusOr<std::unique_ptr<Connection>> connection = connections_.Take(deadline);
   if (!connection.ok()) return connection.status();
+  server = (*connection)->address();
   if (!token.empty() && !(*connection)->IsPrivate()) {
     return absl::InvalidArgumentError(
         "token_file is set, and the token would cross the network unencrypted; set tls as well");
@@ -36,8 +44,10 @@ absl::Status ClientCore::TryOnce(absl::Time deadline, Attempt attempt, bool& cha
   const absl::Status status = (*connection)->Explain(attempt(**connection, changed));
   // Of a call that failed, something may still be on its way.
   if (status.ok()) connections_.GiveBack(*std::move(connection));
-  // A server that is going away, or one that we have lost: the next call looks for it anew.
-  if (absl::IsUnavailable(status)) connections_.Clear();
+  // A server that is going away, one that we have lost, or one that may hang, unless the deadline
+  // was not this call's but a step's.
+  const bool late = absl::IsDeadlineExceeded(status) && deadline - absl::Now() < kClocksDiffer;
+  if (absl::IsUnavailable(status) || late) connections_.Lose(server);
   return status;
 }
 
@@ -45,14 +55,15 @@ absl::Status ClientCore::Try(absl::Time deadline, int retries, Attempt attempt) 
   absl::BitGen random;
   for (int tries = 1;; ++tries) {
     bool changed = false;
-    const absl::Status status = TryOnce(deadline, attempt, changed);
+    std::string server = connections_.address();
+    const absl::Status status = TryOnce(deadline, attempt, changed, server);
     if (status.ok()) return status;
     const absl::Duration wait = Backoff(tries, options_.initial_backoff, options_.max_backoff,
                                         absl::Uniform(random, 0.0, 1.0));
     if (!absl::IsUnavailable(status) || changed || tries > retries ||
         absl::Now() + wait >= deadline) {
       return absl::Status(
-          status.code(), absl::StrCat("server ", connections_.address(), ": ", status.message(),
+          status.code(), absl::StrCat("server ", server, ": ", status.message(),
                                       tries > 1 ? absl::StrCat(" (tried ", tries, " times)") : ""));
     }
     absl::SleepFor(wait);

@@ -13,6 +13,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "client/gradclip/connection.h"
+#include "client/gradclip/connection_pool.h"
 #include "client/gradclip/start_cache.h"
 #include "gradclip/client.h"
 #include "server/backend/backend.h"
@@ -38,7 +39,8 @@ class ClientCore {
   const absl::StatusOr<std::unique_ptr<Backend>>& backend() const { return backend_; }
 
  private:
-  absl::Status TryOnce(absl::Time deadline, Attempt attempt, bool& changed);
+  // `server`: is set to its address once there is a connection.
+  absl::Status TryOnce(absl::Time deadline, Attempt attempt, bool& changed, std::string& server);
 
   ConnectionPool connections_;
   const ClientOptions options_;

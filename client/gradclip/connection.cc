@@ -25,9 +25,6 @@
 namespace gradclip {
 namespace {
 
-// As many as a client's threads usually are.
-constexpr size_t kMaxIdle = 8;
-
 grpc::ChannelArguments ChannelSettings(const std::string& authority) {
   grpc::ChannelArguments settings;
   settings.SetString(GRPC_ARG_DEFAULT_AUTHORITY, authority);
@@ -143,14 +140,15 @@ absl::StatusOr<std::unique_ptr<Connection>> Connection::Open(const std::string& 
   }
   open.second = fcntl(open.grpc, F_DUPFD_CLOEXEC, 0);
   if (open.second < 0) return SocketError(errno);
-  return std::unique_ptr<Connection>(new Connection(std::exchange(open.grpc, -1),
+  return std::unique_ptr<Connection>(new Connection(address, std::exchange(open.grpc, -1),
                                                     std::exchange(open.second, -1),
                                                     Authority(*parsed, used), std::move(tunnel)));
 }
 
-Connection::Connection(int socket, int second, const std::string& authority,
+Connection::Connection(std::string address, int socket, int second, const std::string& authority,
                        std::unique_ptr<TlsTunnel> tunnel)
-    : socket_(second),
+    : address_(std::move(address)),
+      socket_(second),
       is_private_(tunnel != nullptr || PeerIsOnThisHost(second)),
       tunnel_(std::move(tunnel)),
       channel_(
@@ -186,31 +184,6 @@ absl::Status Connection::Explain(const absl::Status& status) const {
       absl::StrCat(status.message(),
                    "; the server closed the connection without a word of HTTP/2: if it wants TLS, "
                    "set ClientOptions::tls (--tls)"));
-}
-
-absl::StatusOr<std::unique_ptr<Connection>> ConnectionPool::Take(absl::Time deadline) {
-  while (true) {
-    std::unique_ptr<Connection> connection;  // destroyed, where it is dead, without the lock
-    {
-      std::lock_guard lock(mutex_);
-      if (idle_.empty()) break;
-      connection = std::move(idle_.back());
-      idle_.pop_back();
-    }
-    if (connection->Alive()) return connection;
-  }
-  return Connection::Open(address_, deadline, tls_);
-}
-
-void ConnectionPool::GiveBack(std::unique_ptr<Connection> connection) {
-  std::lock_guard lock(mutex_);
-  if (idle_.size() < kMaxIdle) idle_.push_back(std::move(connection));
-}
-
-void ConnectionPool::Clear() {
-  std::vector<std::unique_ptr<Connection>> closed;  // after the lock is released
-  std::lock_guard lock(mutex_);
-  closed.swap(idle_);
 }
 
 }  // namespace gradclip

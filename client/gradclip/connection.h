@@ -10,11 +10,9 @@
 #define GRADCLIP_CLIENT_GRADCLIP_CONNECTION_H_
 
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <string>
 #include <utility>
-#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -41,6 +39,9 @@ class Connection {
 
   const std::shared_ptr<grpc::Channel>& channel() const { return channel_; }
 
+  // As Open() was given it.
+  const std::string& address() const { return address_; }
+
   // Whether nobody on a network can listen: it is encrypted, or ends on this host.
   bool IsPrivate() const { return is_private_; }
 
@@ -65,41 +66,16 @@ class Connection {
 
  private:
   // Two descriptors of one socket: gRPC takes the first. `tunnel`: from its other end on, or null.
-  Connection(int socket, int second, const std::string& authority,
+  Connection(std::string address, int socket, int second, const std::string& authority,
              std::unique_ptr<TlsTunnel> tunnel);
 
+  const std::string address_;
   const int socket_;
   const bool is_private_;
   std::string token_;
   std::optional<std::string> instance_;
   std::unique_ptr<TlsTunnel> tunnel_;
   std::shared_ptr<grpc::Channel> channel_;
-};
-
-// The connections of one client, each for one call at a time. Those that are idle wait for the next
-// call: a new one costs round trips, and starts slowly.
-class ConnectionPool {
- public:
-  explicit ConnectionPool(std::string address, std::optional<TlsOptions> tls = std::nullopt)
-      : address_(std::move(address)), tls_(std::move(tls)) {}
-
-  const std::string& address() const { return address_; }
-
-  // An idle connection that lives, or a new one. Errors as Connection::Open.
-  absl::StatusOr<std::unique_ptr<Connection>> Take(absl::Time deadline);
-
-  // For a later call. REQUIRES: the call over it ended well, so that nothing is under way on it.
-  // Beyond a few idle ones it is closed.
-  void GiveBack(std::unique_ptr<Connection> connection);
-
-  // Closes the idle ones: the server is going away, or is lost.
-  void Clear();
-
- private:
-  const std::string address_;
-  const std::optional<TlsOptions> tls_;
-  std::mutex mutex_;
-  std::vector<std::unique_ptr<Connection>> idle_;  // guarded by mutex_; used last, last
 };
 
 }  // namespace gradclip

@@ -54,6 +54,9 @@ absl::Status CheckGroup(const Group& group) {
     return absl::InvalidArgumentError(absl::StrFormat(
         "group.job has %d bytes; it must be UTF-8 of 1 to %d", group.job.size(), kLongestJob));
   }
+  if (group.world_size == 0) {
+    return absl::InvalidArgumentError("group.world_size is 0; it must be at least 1");
+  }
   if (group.rank >= group.world_size) {
     return absl::InvalidArgumentError(
         absl::StrFormat("group.rank is %d, and group.world_size %d; ranks are 0 .. world_size - 1",

@@ -18,9 +18,11 @@ absl::StatusOr<bool> RegisteredRegion::Ensure(Connection& connection, bool writa
                                               absl::Time deadline) {
   writable_ = writable_ || writable;
   fresh_ = false;
-  if (link_ != nullptr && link_->Alive() && !(writable_ && link_->read_only())) return true;
+  const bool same = link_ != nullptr && server_ == connection.address();
+  if (same && link_->Alive() && !(writable_ && link_->read_only())) return true;
   link_.reset();
   if (Refused()) return false;
+  server_ = connection.address();
   const absl::StatusOr<ServerInfo> info = AskServerInfo(connection, deadline);
   if (!info.ok()) return info.status();
   if (info->memory_socket.empty()) {

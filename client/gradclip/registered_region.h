@@ -7,6 +7,7 @@
 
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -42,6 +43,7 @@ class RegisteredRegion {
   // Whether a refusal stands, so that no call need ask.
   bool Refused() const;
   const absl::Status& refusal() const { return refusal_; }
+  const std::string& refused_by() const { return server_; }  // its address
 
   // Forget(), and waits until no call uses the region; false where one may after `patience`.
   bool Release(absl::Duration patience);
@@ -58,6 +60,7 @@ class RegisteredRegion {
   const absl::Duration ask_again_after_;
   bool writable_ = false;  // asked for by a call
   bool fresh_ = false;     // registered for this call
+  std::string server_;     // the address of the server that link_, or refusal_, is of
   std::unique_ptr<MemoryLink> link_;
   std::vector<RangesMessage> messages_;
   absl::Status refusal_;  // OK: none stands

@@ -122,7 +122,7 @@ absl::Status SharedCalls::Share(absl::Time deadline, const CallOptions& call, bo
 absl::Status SharedCalls::FallBack() {
   refusal_ = region_.refusal();
   const std::string why =
-      absl::StrCat("server ", core_.address(), " can't share memory: ", refusal_.message());
+      absl::StrCat("server ", region_.refused_by(), " can't share memory: ", refusal_.message());
   if (options_.require_shared) return absl::Status(refusal_.code(), why);
   if (!std::exchange(warned_, true)) {
     const std::string message = absl::StrCat("the gradient is streamed: ", why);

@@ -1,15 +1,18 @@
 // Ranks of a group as the client library and the command are, against a server of its own process.
 #include <gmock/gmock.h>
 
+#include <algorithm>
 #include <cmath>
 #include <csignal>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "gradclip/client.h"
 #include "gradclip/shared_gradient.h"
@@ -43,6 +46,13 @@ CallOptions RankOf(uint32_t rank, uint32_t world_size, uint64_t step = 1) {
   call.group->rank = rank;
   call.group->world_size = world_size;
   return call;
+}
+
+// For CallOptions::progress. The server had been asked for its instance before the first byte went.
+std::function<void(uint64_t, uint64_t)> NotifyWhenSent(absl::Notification& sent) {
+  return [&sent](uint64_t done, uint64_t total) {
+    if (done == total && !sent.HasBeenNotified()) sent.Notify();
+  };
 }
 
 class GroupClients : public testing::Test {
@@ -143,7 +153,7 @@ TEST_F(GroupClients, GoOnWithTheNextAttemptWhereTheyAreToldTo) {
   std::vector<float> shards[2] = {Shard(0), Shard(1)};
   // A rank that gives up by its own clock ends the attempt.
   CallOptions impatient = RankOf(1, 2);
-  impatient.timeout = absl::Milliseconds(100);
+  impatient.timeout = absl::Seconds(1);  // enough to have come to the step
   EXPECT_EQ(client.ComputeNorm({{TensorOf(shards[1])}}, {}, impatient).status().code(),
             absl::StatusCode::kDeadlineExceeded);
   const auto told = client.ComputeNorm({{TensorOf(shards[1])}}, {}, RankOf(1, 2)).status();
@@ -171,8 +181,11 @@ TEST_F(GroupClients, AreToldWhereTheServerWasRestartedAmidAStep) {
   Client client(address_, options);
   std::vector<float> shard = Shard(0);
   absl::StatusOr<NormAnswer> answer;
-  std::thread waiting([&] { answer = client.ComputeNorm({{TensorOf(shard)}}, {}, RankOf(0, 2)); });
-  absl::SleepFor(absl::Milliseconds(300));  // else it only meets the second server
+  absl::Notification sent;
+  CallOptions call = RankOf(0, 2);
+  call.progress = NotifyWhenSent(sent);
+  std::thread waiting([&] { answer = client.ComputeNorm({{TensorOf(shard)}}, {}, call); });
+  sent.WaitForNotification();  // else it might only meet the second server
   server_->process().Signal(SIGKILL);
   server_.reset();
   Serve();
@@ -182,7 +195,59 @@ TEST_F(GroupClients, AreToldWhereTheServerWasRestartedAmidAStep) {
               HasSubstr("the server was restarted amid step 1 of the job, attempt 0"));
 }
 
+TEST_F(GroupClients, GoOnAtAnotherAddressWhereTheirServerDies) {
+  const std::string other = "unix:" + folder_ / "other";
+  Serve();
+  const ServerProcess second({"--listen=" + other, "--memory-socket=" + folder_ / "other-memory"});
+  ClientOptions options;
+  options.initial_backoff = absl::Milliseconds(10);
+  const std::string addresses = address_ + "," + other;
+  std::vector<float> shards[2] = {Shard(0), Shard(1)};
+  std::vector<float> whole = shards[0];
+  whole.insert(whole.end(), shards[1].begin(), shards[1].end());
+  const auto alone = Client(other).ComputeNorm({{TensorOf(whole)}});
+  ASSERT_TRUE(alone.ok()) << alone.status();
+
+  absl::Notification sent;
+  std::vector<std::thread> threads;
+  absl::StatusOr<NormAnswer> answers[2];
+  const auto start = [&](uint32_t rank) {
+    threads.emplace_back([&, rank] {
+      Client client(addresses, options);
+      CallOptions call = RankOf(rank, 2);
+      call.group->max_attempts = 3;
+      if (rank == 0) call.progress = NotifyWhenSent(sent);
+      answers[rank] = client.ComputeNorm({{TensorOf(shards[rank])}}, {}, call);
+    });
+  };
+  start(0);
+  sent.WaitForNotification();
+  server_->process().Signal(SIGKILL);
+  server_.reset();
+  // Rank 0 knows that its server may have forgotten the step; this one finds nobody there.
+  start(1);
+  for (std::thread& thread : threads) thread.join();
+  for (const auto& answer : answers) {
+    ASSERT_TRUE(answer.ok()) << answer.status();
+    EXPECT_EQ(answer->total_norm, alone->total_norm);
+  }
+  EXPECT_EQ(answers[0]->attempt, 1u);
+  EXPECT_EQ(answers[1]->attempt, 1u);
+}
+
 using GroupCommand = Command;
+
+TEST_F(GroupCommand, StartsWithTheAttemptItIsGivenAtAnAddressThatAnswers) {
+  const std::string file = GRADCLIP_TEST_DATA "/gradients/step-090.safetensors";
+  Process process("gradclip",
+                  {"norm", file, "--server", "unix:/no/such/socket," + server_.address(), "--job",
+                   "a", "--step", "1", "--rank", "0", "--world-size", "1", "--generation", "2",
+                   "--attempt", "3", "--group-timeout", "30s", "--json"});
+  ASSERT_EQ(process.Wait(), 0) << process.err();
+  EXPECT_EQ(nlohmann::json::parse(process.out())["attempt"], 3);
+  const Ran alone = Run({"norm", file, "--json"});
+  EXPECT_FALSE(nlohmann::json::parse(alone.out).contains("attempt"));
+}
 
 TEST_F(GroupCommand, ProcessesAreRanks) {
   const std::string file = GRADCLIP_TEST_DATA "/gradients/step-090.safetensors";
@@ -240,6 +305,21 @@ TEST_F(GroupCommand, NamesTheFlagThatIsMissingOrWrong) {
                    "--job-secret-file", "/nowhere"})
                   .err,
               HasSubstr("--job-secret-file /nowhere can't be read"));
+  const std::vector<std::string> rank = {"norm", file,     "--job", "a",           "--step",
+                                         "1",    "--rank", "1",     "--world-size"};
+  const auto wrong = [&](std::vector<std::string> more) {
+    more.insert(more.begin(), rank.begin(), rank.end());
+    const Ran ran = Run(more);
+    EXPECT_EQ(ran.status, 1);
+    EXPECT_EQ(std::count(ran.err.begin(), ran.err.end(), '\n'), 1) << ran.err;
+    return ran.err;
+  };
+  EXPECT_THAT(wrong({"0"}), HasSubstr("--world-size: must be a whole number from 1"));
+  EXPECT_THAT(wrong({"1"}), HasSubstr("group.rank is 1, and group.world_size 1"));
+  EXPECT_THAT(wrong({"2", "--group-timeout", "0s"}),
+              HasSubstr("--group-timeout: must be a time over 0"));
+  EXPECT_THAT(wrong({"2", "--max-attempts", "0"}),
+              HasSubstr("--max-attempts: must be a whole number from 1"));
 }
 
 }  // namespace

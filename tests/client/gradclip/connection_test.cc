@@ -6,15 +6,12 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include <memory>
-#include <set>
 #include <string>
-#include <utility>
-#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "client/gradclip/socket.h"
 #include "gmock/gmock.h"
+#include "tests/client/gradclip/listener.h"
 
 namespace gradclip {
 namespace {
@@ -42,27 +39,6 @@ TEST(IsOnThisHost, HoldsForLoopbackAndUnixSocketsAlone) {
   EXPECT_FALSE(of(AF_INET6, "fe80::1"));
   EXPECT_FALSE(of(AF_INET6, "::ffff:10.0.0.1"));
 }
-
-// Listens on a port of the loopback interface and accepts nobody.
-class Listener {
- public:
-  Listener() : socket_(socket(AF_INET, SOCK_STREAM, 0)) {
-    address_.sin_family = AF_INET;
-    address_.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    EXPECT_EQ(bind(socket_, reinterpret_cast<sockaddr*>(&address_), sizeof(address_)), 0);
-    EXPECT_EQ(listen(socket_, 16), 0);
-    socklen_t size = sizeof(address_);
-    EXPECT_EQ(getsockname(socket_, reinterpret_cast<sockaddr*>(&address_), &size), 0);
-  }
-  ~Listener() { close(socket_); }
-
-  int Accept() const { return accept(socket_, nullptr, nullptr); }
-  std::string address() const { return absl::StrCat("127.0.0.1:", ntohs(address_.sin_port)); }
-
- private:
-  const int socket_;
-  sockaddr_in address_ = {};
-};
 
 TEST(ServerAddress, ReadsEveryForm) {
   const struct {
@@ -161,53 +137,6 @@ TEST(Connection, IsAliveUntilEitherSideClosesIt) {
   (*cut_here)->Cut();
   EXPECT_FALSE((*cut_here)->Alive());
   close(other_end);
-}
-
-TEST(ConnectionPool, GivesEachCallAConnectionOfItsOwn) {
-  const Listener listener;
-  ConnectionPool pool(listener.address());
-  auto first = pool.Take(absl::InfiniteFuture());
-  auto second = pool.Take(absl::InfiniteFuture());
-  ASSERT_TRUE(first.ok()) << first.status();
-  ASSERT_TRUE(second.ok()) << second.status();
-  const Connection* used_last = second->get();
-  EXPECT_NE(first->get(), used_last);
-  pool.GiveBack(*std::move(first));
-  pool.GiveBack(*std::move(second));
-  EXPECT_EQ(pool.Take(absl::InfiniteFuture())->get(), used_last);
-}
-
-TEST(ConnectionPool, ConnectsAnewWhereTheIdleOnesAreLostOrCleared) {
-  const Listener listener;
-  ConnectionPool pool(listener.address());
-  const auto accept = [&] { return listener.Accept(); };
-  pool.GiveBack(*pool.Take(absl::InfiniteFuture()));
-  const int lost = accept();
-  shutdown(lost, SHUT_RDWR);
-  auto second = pool.Take(absl::InfiniteFuture());
-  ASSERT_TRUE(second.ok()) << second.status();
-  EXPECT_TRUE((*second)->Alive());
-  const int cleared = accept();  // returns only where it connected anew
-  pool.GiveBack(*std::move(second));
-  pool.Clear();
-  auto third = pool.Take(absl::InfiniteFuture());
-  ASSERT_TRUE(third.ok()) << third.status();
-  for (const int one : {lost, cleared, accept()}) close(one);
-}
-
-TEST(ConnectionPool, KeepsAFewIdleOnes) {
-  const Listener listener;
-  ConnectionPool pool(listener.address());
-  std::vector<std::unique_ptr<Connection>> taken;
-  for (int i = 0; i < 9; ++i) taken.push_back(*pool.Take(absl::InfiniteFuture()));
-  std::set<const Connection*> kept;
-  for (int i = 0; i < 9; ++i) {
-    if (i < 8) kept.insert(taken[i].get());
-    pool.GiveBack(std::move(taken[i]));
-  }
-  for (int i = 0; i < 8; ++i) taken[i] = *pool.Take(absl::InfiniteFuture());
-  for (int i = 0; i < 8; ++i) EXPECT_EQ(kept.count(taken[i].get()), 1u) << i;
-  EXPECT_EQ(kept.count(pool.Take(absl::InfiniteFuture())->get()), 0u);
 }
 
 }  // namespace
