@@ -1,5 +1,7 @@
-// What it costs that ranks wait for each other: a step of two ranks against a single caller's call.
-#include <chrono>
+// What it costs that ranks wait for each other: a step of two ranks against a single caller's call;
+// with the store in Redis, against two such calls and the round trips to Redis that a step needs.
+#include <hiredis/hiredis.h>
+
 #include <memory>
 #include <optional>
 #include <thread>
@@ -9,6 +11,7 @@
 #include "tests/bench/caller.h"
 #include "tests/bench/gradient.h"
 #include "tests/bench/sections.h"
+#include "tests/server/group/redis/redis_server.h"
 
 namespace gradclip::bench {
 namespace {
@@ -16,17 +19,37 @@ namespace {
 constexpr int kStepsInRound = 100;
 constexpr uint32_t kRanks = 2;
 constexpr uint64_t kMessageBytes = uint64_t{1} << 20;
+// Of each rank one when it comes and one when it has contributed: of two ranks one after another.
+constexpr int kRoundTrips = 4;
+
+// A connection to Redis on which to measure its round trip.
+class Pinger {
+ public:
+  explicit Pinger(const RedisServer& redis)
+      : context_(redisConnect("127.0.0.1", redis.port()), &redisFree) {}
+
+  absl::Status Ping() {
+    const std::unique_ptr<void, decltype(&freeReplyObject)> reply(
+        redisCommand(context_.get(), "PING"), &freeReplyObject);
+    return reply == nullptr ? absl::UnavailableError("Redis does not answer") : absl::OkStatus();
+  }
+
+ private:
+  const std::unique_ptr<redisContext, decltype(&redisFree)> context_;
+};
 
 class Groups {
  public:
-  Groups(Bench& bench, const std::string& transport, const std::string& address)
-      : bench_(bench), transport_(transport) {
-    for (uint32_t rank = 0; rank < kRanks; ++rank) {
+  // addresses: of the ranks' servers. pinger: null with the store in memory.
+  Groups(Bench& bench, const std::string& transport, const std::vector<std::string>& addresses,
+         Pinger* pinger)
+      : bench_(bench), transport_(transport), pinger_(pinger) {
+    for (const std::string& address : addresses) {
       callers_.push_back(std::make_unique<Caller>(address));
     }
   }
 
-  absl::Status Run(const std::string& what, const Gradient& gradient, std::optional<Goal> goal) {
+  absl::Status Run(const std::string& what, const Gradient& gradient) {
     Comparison comparison;
     const int steps = bench_.settings.quick ? 5 : kStepsInRound;
     for (int round = -1; round < bench_.settings.rounds; ++round) {
@@ -35,8 +58,11 @@ class Groups {
       if (absl::Status ran = RunSteps(gradient, steps, into.ours); !ran.ok()) return ran;
       if (absl::Status ran = RunAlone(gradient, steps, into.limit); !ran.ok()) return ran;
     }
+    const bool in_memory = pinger_ == nullptr;
     for (const Row& row :
-         LatencyRows(absl::StrCat(transport_, ", ", what), "a single caller", comparison, goal)) {
+         LatencyRows(absl::StrCat(transport_, ", ", what),
+                     in_memory ? "a single caller" : "2 single callers and 4 round trips to Redis",
+                     comparison, AtMost(in_memory ? 2 : 1))) {
       bench_.report.Add(row);
     }
     return absl::OkStatus();
@@ -77,6 +103,10 @@ class Groups {
         gradient.Messages(gradient.ClipStart(v1::REPLY_COEFFICIENT, kClips), kMessageBytes);
     for (int i = 0; i < calls; ++i) {
       if (absl::Status added = Add(*callers_[0], messages, seconds); !added.ok()) return added;
+      if (pinger_ == nullptr) continue;
+      const absl::StatusOr<double> trip = TimeOf([&] { return pinger_->Ping(); });
+      if (!trip.ok()) return trip.status();
+      seconds.back() = 2 * seconds.back() + kRoundTrips * *trip;
     }
     return absl::OkStatus();
   }
@@ -92,28 +122,45 @@ class Groups {
 
   Bench& bench_;
   const std::string transport_;
+  Pinger* const pinger_;
   std::vector<std::unique_ptr<Caller>> callers_;
   uint64_t step_ = 0;
 };
 
+absl::Status RunBoth(Groups groups) {
+  if (absl::Status run = groups.Run("1 element", OneElement()); !run.ok()) return run;
+  return groups.Run("41 tensors, 1.4 MB", TransformerGradient());
+}
+
+absl::Status RunInMemory(Bench& bench) {
+  const absl::StatusOr<RunningServer> server = StartOurs(bench.folder);
+  if (!server.ok()) return server.status();
+  for (const auto& [name, address] :
+       {std::pair("TCP", server->tcp), std::pair("unix", server->unix_socket)}) {
+    absl::Status run = RunBoth(Groups(bench, name, {address, address}, nullptr));
+    if (!run.ok()) return run;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RunInRedis(Bench& bench) {
+  const RedisServer redis;
+  Pinger pinger(redis);
+  const std::vector<std::string> flags = {
+      absl::StrCat("--group-store=redis://", redis.address().Describe())};
+  const absl::StatusOr<RunningServer> one = StartOursWith(bench.folder, flags);
+  if (!one.ok()) return one.status();
+  const absl::StatusOr<RunningServer> other = StartOursWith(bench.folder, flags);
+  if (!other.ok()) return other.status();
+  return RunBoth(Groups(bench, "TCP, Redis", {one->tcp, other->tcp}, &pinger));
+}
+
 }  // namespace
 
 absl::Status RunGroups(Bench& bench) {
-  const absl::StatusOr<RunningServer> server = StartOurs(bench.folder);
-  if (!server.ok()) return server.status();
-  bench.report.BeginSection(
-      "groups", "time of a rank's call in a group of two, against a call without a group");
-  const Gradient one_element = OneElement();
-  const Gradient transformer = TransformerGradient();
-  for (const auto& [name, address] :
-       {std::pair("TCP", server->tcp), std::pair("unix", server->unix_socket)}) {
-    Groups groups(bench, name, address);
-    if (absl::Status run = groups.Run("1 element", one_element, AtMost(2)); !run.ok()) return run;
-    if (absl::Status run = groups.Run("41 tensors, 1.4 MB", transformer, AtMost(2)); !run.ok()) {
-      return run;
-    }
-  }
-  return absl::OkStatus();
+  bench.report.BeginSection("groups", "time of a rank's call in a group of two");
+  if (absl::Status run = RunInMemory(bench); !run.ok()) return run;
+  return RunInRedis(bench);
 }
 
 }  // namespace gradclip::bench
