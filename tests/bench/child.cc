@@ -111,4 +111,18 @@ absl::StatusOr<uint64_t> Child::MemoryBytes(const std::string& field) const {
       absl::StrCat("/proc/", pid_, "/status of ", program_, " has no ", field));
 }
 
+absl::StatusOr<double> Child::CpuSeconds() const {
+  std::ifstream file(absl::StrCat("/proc/", pid_, "/stat"));
+  std::string skipped;
+  std::getline(file, skipped, ')');  // the program's name may have blanks
+  for (int i = 3; i < 14; ++i) file >> skipped;
+  uint64_t user = 0;
+  uint64_t system = 0;
+  if (file >> user >> system) {
+    return static_cast<double>(user + system) / static_cast<double>(sysconf(_SC_CLK_TCK));
+  }
+  return absl::UnavailableError(
+      absl::StrCat("/proc/", pid_, "/stat of ", program_, " has no times"));
+}
+
 }  // namespace gradclip::bench

@@ -34,6 +34,9 @@ class Child {
   // resident) or "VmRSS", in bytes.
   absl::StatusOr<uint64_t> MemoryBytes(const std::string& field) const;
 
+  // The processors' time that it has taken so far, to 10 ms, as the system counts.
+  absl::StatusOr<double> CpuSeconds() const;
+
   pid_t pid() const { return pid_; }
 
  private:

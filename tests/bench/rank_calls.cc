@@ -12,7 +12,6 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr size_t kRanksOnAConnection = 128;
 constexpr int64_t kElements = 16;
 
 v1::ClipGradNormRequest StartOf(uint32_t rank, uint32_t ranks,
@@ -47,16 +46,16 @@ struct RankCalls::Rank {
   grpc::Status status;
 };
 
-RankCalls::RankCalls(const std::vector<std::string>& addresses, uint32_t ranks)
-    : addresses_(addresses) {
-  const size_t on_each = (ranks + addresses.size() - 1) / addresses.size();
-  const size_t connections = (on_each + kRanksOnAConnection - 1) / kRanksOnAConnection;
+RankCalls::RankCalls(const std::vector<std::string>& addresses, const RankCounts& counts)
+    : ranks_of_a_job_(counts.ranks / counts.jobs) {
+  const size_t on_each = (counts.ranks + addresses.size() - 1) / addresses.size();
+  const size_t connections = (on_each + counts.on_a_connection - 1) / counts.on_a_connection;
   for (size_t i = 0; i < connections; ++i) {
     for (const std::string& address : addresses) {
       stubs_.push_back(std::make_unique<grpc::GenericStub>(OwnChannel(address)));
     }
   }
-  for (uint32_t rank = 0; rank < ranks; ++rank) ranks_.push_back(std::make_unique<Rank>());
+  for (uint32_t i = 0; i < counts.ranks; ++i) ranks_.push_back(std::make_unique<Rank>());
 }
 
 RankCalls::~RankCalls() {
@@ -67,14 +66,18 @@ RankCalls::~RankCalls() {
   }
 }
 
-absl::StatusOr<RankCalls::Step> RankCalls::Run(const std::optional<std::string>& job,
+absl::StatusOr<RankCalls::Step> RankCalls::Run(const std::optional<std::string>& jobs,
                                                uint64_t step) {
   const auto count = static_cast<uint32_t>(ranks_.size());
   v1::ClipGradNormRequest data_message;
   data_message.set_data(std::string(kElements * sizeof(float), '\1'));
   const grpc::ByteBuffer data = Serialize(data_message);
   std::vector<grpc::ByteBuffer> starts;
-  for (uint32_t i = 0; i < count; ++i) starts.push_back(Serialize(StartOf(i, count, job, step)));
+  for (uint32_t i = 0; i < count; ++i) {
+    std::optional<std::string> job = jobs;
+    if (job.has_value()) absl::StrAppend(&*job, "/", i / ranks_of_a_job_);
+    starts.push_back(Serialize(StartOf(i % ranks_of_a_job_, ranks_of_a_job_, job, step)));
+  }
 
   const Clock::time_point begin = Clock::now();
   for (uint32_t i = 0; i < count; ++i) {

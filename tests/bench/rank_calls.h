@@ -1,5 +1,5 @@
-// Many ranks of one group, as calls of one thread over a few connections: their shards are tiny, so
-// that what is measured is how they meet. Not thread-safe.
+// Many ranks of one job or several, as calls of one thread: their shards are tiny, so that what is
+// measured is how they meet. Not thread-safe.
 #ifndef GRADCLIP_TESTS_BENCH_RANK_CALLS_H_
 #define GRADCLIP_TESTS_BENCH_RANK_CALLS_H_
 
@@ -17,10 +17,17 @@
 
 namespace gradclip::bench {
 
+// How many there are. REQUIRES: `jobs` divides `ranks`.
+struct RankCounts {
+  uint32_t ranks = 1;  // of all jobs
+  uint32_t jobs = 1;
+  uint32_t on_a_connection = 128;
+};
+
 class RankCalls {
  public:
   // Ranks come to the servers in turn.
-  RankCalls(const std::vector<std::string>& addresses, uint32_t ranks);
+  RankCalls(const std::vector<std::string>& addresses, const RankCounts& counts);
   ~RankCalls();
   RankCalls(const RankCalls&) = delete;
   RankCalls& operator=(const RankCalls&) = delete;
@@ -29,14 +36,14 @@ class RankCalls {
     double seconds = 0;         // from the first call to the last answer
     double answer_seconds = 0;  // from when the last rank had written its last message to then
   };
-  // One call of every rank: of a group of its own, or, without `job`, each for itself. INTERNAL
-  // where answers differ.
-  absl::StatusOr<Step> Run(const std::optional<std::string>& job, uint64_t step);
+  // One call of every rank: with those of its job, whose names begin with `jobs`, or, without that,
+  // each for itself. INTERNAL where answers differ.
+  absl::StatusOr<Step> Run(const std::optional<std::string>& jobs, uint64_t step);
 
  private:
   struct Rank;
 
-  const std::vector<std::string> addresses_;
+  const uint32_t ranks_of_a_job_;
   grpc::CompletionQueue queue_;
   std::vector<std::unique_ptr<grpc::GenericStub>> stubs_;
   std::vector<std::unique_ptr<Rank>> ranks_;
