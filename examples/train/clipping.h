@@ -25,9 +25,9 @@ class Clipping {
  public:
   Clipping(const std::string& server, double max_norm, std::optional<Participant> participant);
 
-  // Clips `gradient`, this rank's part, in place by the norm of all ranks' parts. All ranks call for
-  // each step. After an error the gradient is as it was, and the step was clipped nowhere, or it is
-  // not known: a trainer stops, or goes back to a checkpoint and raises the generation.
+  // Clips `gradient`, this rank's part, in place by the norm of all ranks' parts. All ranks call
+  // for each step. After an error the gradient is as it was, and the step was clipped nowhere, or
+  // it is not known: a trainer stops, or goes back to a checkpoint and raises the generation.
   absl::StatusOr<gradclip::ClipAnswer> Clip(std::span<const gradclip::Tensor> gradient,
                                             uint64_t step);
 

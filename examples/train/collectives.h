@@ -1,8 +1,8 @@
 // What NCCL or MPI is to a real trainer: sums and gathers over the processes of a run, through
 // memory they share. A sum is taken in order of rank, so its bits are always the same.
 //
-// Made before the processes are forked; then each calls with its rank. All ranks make the same calls
-// in the same order, and each waits there for all.
+// Made before the processes are forked; then each calls with its rank. All ranks make the same
+// calls in the same order, and each waits there for all.
 #ifndef GRADCLIP_EXAMPLES_TRAIN_COLLECTIVES_H_
 #define GRADCLIP_EXAMPLES_TRAIN_COLLECTIVES_H_
 

@@ -12,7 +12,8 @@ constexpr size_t kDigitWidth = 5;
 constexpr size_t kDigitHeight = 7;
 constexpr size_t kSegments = 7;
 
-// Of each digit the segments: top, right upper, right lower, bottom, left lower, left upper, middle.
+// Of each digit the segments: top, right upper, right lower, bottom, left lower, left upper,
+// middle.
 constexpr const char* kLit[kDigits] = {"1111110", "0110000", "1101101", "1111001", "0110011",
                                        "1011011", "1011111", "1110000", "1111111", "1111011"};
 

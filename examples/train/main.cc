@@ -25,7 +25,7 @@ struct Options {
   uint64_t generation = absl::ToUnixMicros(absl::Now());  // raised by every start
   size_t processes = 4;
   size_t steps = 100;
-  double max_norm = 1;
+  double max_norm = 1.5;
 };
 
 // One mode's processes, and what each has recorded of every step.
@@ -42,11 +42,9 @@ class Run {
     return train::RunProcesses(processes_, [&](size_t rank) {
       train::Clipping clipping(options_.server, options_.max_norm, ParticipantOf(rank));
       train::Trainer trainer(mode_, options_.processes, rank, collectives);
-      return trainer.Train(
-          [&](std::span<gradclip::Tensor> gradient, uint64_t step) {
-            return clipping.Clip(gradient, step);
-          },
-          RecordsOf(rank));
+      return trainer.Train([&](std::span<gradclip::Tensor> gradient,
+                               uint64_t step) { return clipping.Clip(gradient, step); },
+                           RecordsOf(rank));
     });
   }
 
@@ -95,9 +93,8 @@ class Run {
 };
 
 int TrainAndCompare(const Options& options) {
-  const Run runs[] = {{options, Mode::kSingle},
-                      {options, Mode::kDataParallel},
-                      {options, Mode::kSharded}};
+  const Run runs[] = {
+      {options, Mode::kSingle}, {options, Mode::kDataParallel}, {options, Mode::kSharded}};
   for (const Run& run : runs) {
     if (const absl::Status trained = run.Train(); !trained.ok()) {
       std::fprintf(stderr, "gradclip-train: %s\n", std::string(trained.message()).c_str());

@@ -172,8 +172,7 @@ void Model::HiddenGradient(std::span<const Example> examples, const std::vector<
     for (size_t unit = 0; unit < units; ++unit) {
       const float output = hidden[e * units + unit];
       if (output == 0) continue;
-      AddScaled(output, slope, kFeatures,
-                &gradient[layout_[kHiddenOut].offset + unit * kFeatures]);
+      AddScaled(output, slope, kFeatures, &gradient[layout_[kHiddenOut].offset + unit * kFeatures]);
       AddScaled(Dot(slope, weights + unit * kFeatures, kFeatures), examples[e].input.data(),
                 kInputs, &gradient[layout_[kHiddenIn].offset + unit * kInputs]);
     }

@@ -1,5 +1,5 @@
-// A network that reads digits: 64 inputs, 320 hidden units, 64 features, 10 classes; ReLU after both
-// hidden layers, softmax and cross-entropy at the end. Plain loops over float, in one order of
+// A network that reads digits: 64 inputs, 320 hidden units, 64 features, 10 classes; ReLU after
+// both hidden layers, softmax and cross-entropy at the end. Plain loops over float, in one order of
 // summation whichever process holds what. Not thread-safe.
 //
 // The hidden layer may be cut into slices of units, of which a process holds all or some. A slice

@@ -34,9 +34,9 @@ using LastWords = std::array<char, 1024>;
 absl::Status Ended(size_t rank, int status, const LastWords& last_words) {
   if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return absl::OkStatus();
   const std::string how =
-      WIFSIGNALED(status)         ? absl::StrCat("was killed by signal ", WTERMSIG(status))
+      WIFSIGNALED(status)       ? absl::StrCat("was killed by signal ", WTERMSIG(status))
       : last_words.front() == 0 ? absl::StrCat("ended with status ", WEXITSTATUS(status))
-                                  : absl::StrCat("failed: ", last_words.data());
+                                : absl::StrCat("failed: ", last_words.data());
   return absl::AbortedError(absl::StrCat("rank ", rank, " ", how));
 }
 

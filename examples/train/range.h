@@ -13,7 +13,8 @@ struct Range {
   size_t size() const { return end - begin; }
 };
 
-// Of 0 .. total the piece `index` of `pieces`, which differ by one in size at most and may be empty.
+// Of 0 .. total the piece `index` of `pieces`, which differ by one in size at most and may be
+// empty.
 inline Range Cut(size_t total, size_t pieces, size_t index) {
   return {total * index / pieces, total * (index + 1) / pieces};
 }
