@@ -28,11 +28,9 @@ void Collectives::ReduceScatter(size_t rank, std::span<float> values, Range own)
   Wait();  // until all have read
 }
 
-void Collectives::AllGather(std::span<float> values, std::span<const Range> own) {
+void Collectives::AllGather(std::span<float> values, Range own) {
   const std::span<float> all = given_.Part(0, values.size());
-  for (const Range& range : own) {
-    std::copy(values.begin() + range.begin, values.begin() + range.end, all.begin() + range.begin);
-  }
+  std::copy(values.begin() + own.begin, values.begin() + own.end, all.begin() + own.begin);
   Wait();
   std::copy(all.begin(), all.end(), values.begin());
   Wait();

@@ -27,8 +27,8 @@ class Collectives {
   // The same for the values in `own` alone, which each rank chooses for itself. Others stay.
   void ReduceScatter(size_t rank, std::span<float> values, Range own);
 
-  // Every rank's values in its `own` ranges come to all. Together these are all values.
-  void AllGather(std::span<float> values, std::span<const Range> own);
+  // Every rank's values in its `own` range come to all. Together the ranges are all values.
+  void AllGather(std::span<float> values, Range own);
 
  private:
   void Wait();

@@ -105,8 +105,9 @@ int TrainAndCompare(const Options& options) {
   for (const Run& run : runs) {
     if (!run.IsSameAs(runs[0])) return 1;
   }
-  std::printf("the same bits at every one of %zu steps: total norm, coefficient and parameters\n",
-              options.steps);
+  std::printf(
+      "the same bits at every one of %zu steps: loss, total norm, coefficient and parameters\n",
+      options.steps);
   return 0;
 }
 

@@ -5,7 +5,6 @@
 #include <random>
 #include <utility>
 
-#include "examples/train/blocks.h"
 #include "examples/train/uniform.h"
 
 namespace train {
@@ -44,7 +43,7 @@ std::vector<float> FirstValues(uint32_t seed) {
   std::vector<float> values(Elements(layout), 0.0f);
   for (const Parameter& parameter : layout) {
     if (parameter.rows == 1) continue;  // biases begin at 0
-    const size_t sources = parameter.per_unit && parameter.name == "hidden.out" ? kUnits : kInputs;
+    const size_t sources = parameter.name == "hidden.out" ? kUnits : kInputs;
     const float bound = std::sqrt(6.0f / static_cast<float>(sources));
     for (size_t i = 0; i < parameter.size(); ++i) {
       values[parameter.offset + i] = Uniform(random, -bound, bound);
@@ -83,8 +82,9 @@ Model::Model(std::vector<Range> slices, uint32_t seed, AllReduce all_reduce)
   const std::vector<float> whole = FirstValues(seed);
   for (const Parameter& of_whole : Layout(kUnits)) {
     const Range rows = of_whole.per_unit ? units() : Range{0, of_whole.rows};
-    values_.insert(values_.end(), &whole[of_whole.offset + rows.begin * of_whole.columns],
-                   &whole[of_whole.offset] + rows.end * of_whole.columns);
+    const auto first = whole.begin() + of_whole.offset;
+    values_.insert(values_.end(), first + rows.begin * of_whole.columns,
+                   first + rows.end * of_whole.columns);
   }
 }
 

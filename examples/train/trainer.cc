@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
-#include "examples/train/blocks.h"
 
 namespace train {
 namespace {
@@ -142,28 +141,23 @@ void Trainer::Update() {
     momentum = kMomentum * momentum + gradient_[i];
     values[i] -= kLearningRate * momentum;
   }
-  if (mode_ == Mode::kDataParallel) collectives_.AllGather(values, {{own_}});
+  if (mode_ == Mode::kDataParallel) collectives_.AllGather(values, own_);
 }
 
 uint64_t Trainer::DigestOfAllParameters() {
-  const std::vector<float>& values = model_.values();
-  if (mode_ != Mode::kSharded) return Digest(values);
-  // The other processes' units are gathered; what all have is this process's own.
-  const std::vector<Parameter> layout = Layout(kUnits);
-  std::vector<float> all(Elements(layout));
-  std::vector<Range> own;
-  const auto copy = [&](bool per_unit) {
-    for (size_t i = 0; i < layout.size(); ++i) {
-      if (layout[i].per_unit != per_unit) continue;
-      const Parameter& held = model_.layout()[i];
-      const size_t begin = layout[i].offset + (per_unit ? model_.units().begin * held.columns : 0);
-      std::copy_n(values.begin() + held.offset, held.size(), all.begin() + begin);
-      own.push_back({begin, begin + held.size()});
-    }
-  };
-  copy(true);
-  collectives_.AllGather(all, own);
-  copy(false);
+  const std::vector<float>& held = model_.values();
+  if (mode_ != Mode::kSharded) return Digest(held);
+  // Rows of the other processes' units are gathered; what all processes have is this one's own.
+  const std::vector<Parameter> whole_layout = Layout(kUnits);
+  std::vector<float> all(Elements(whole_layout));
+  for (size_t i = 0; i < whole_layout.size(); ++i) {
+    const Parameter& part = model_.layout()[i];
+    const std::span<float> whole =
+        std::span(all).subspan(whole_layout[i].offset, whole_layout[i].size());
+    const size_t begin = part.per_unit ? model_.units().begin * part.columns : 0;
+    std::copy_n(held.begin() + part.offset, part.size(), whole.begin() + begin);
+    if (part.per_unit) collectives_.AllGather(whole, {begin, begin + part.size()});
+  }
   return Digest(all);
 }
 

@@ -8,11 +8,11 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
-#include "examples/train/blocks.h"
 #include "examples/train/clipping.h"
 #include "examples/train/collectives.h"
 #include "examples/train/model.h"
 #include "examples/train/processes.h"
+#include "examples/train/range.h"
 #include "examples/train/record.h"
 #include "examples/train/shared_array.h"
 #include "examples/train/trainer.h"
