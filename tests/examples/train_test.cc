@@ -108,29 +108,31 @@ TEST_F(Training, IsFoundDifferentWhereReplicasAreNotMarked) {
 
 TEST_F(Training, GoesOnWhereARankGaveUpAndCameBack) {
   constexpr uint64_t kStep = 2;
-  Collectives wait(kProcesses, 1);
-  const auto give_up = [&](Clipping& clipping, size_t rank, std::span<gradclip::Tensor> gradient,
-                           uint64_t step) {
-    if (step == kStep) {
-      if (rank == 1) {
-        gradclip::CallOptions impatient;
-        impatient.group.emplace();
-        impatient.group->job = ParticipantOf(rank).job;
-        impatient.group->step = step;
-        impatient.group->rank = 1;
-        impatient.group->world_size = kProcesses;
-        impatient.timeout = absl::Milliseconds(500);
-        gradclip::ClipOptions options;
-        options.max_norm = kMaxNorm;
-        gradclip::Client client(server_.address());
-        if (client.Clip(gradient, options, impatient).ok()) std::abort();
-      }
-      float nothing = 0;
-      wait.AllReduce(rank, {&nothing, 1});
-    }
+  Collectives together(kProcesses, 1);
+  // Returns once the service has ended the step's first attempt, to which no other rank came.
+  const auto give_up = [&](std::span<gradclip::Tensor> gradient) {
+    gradclip::Client client(server_.address());
+    gradclip::ClipOptions options;
+    options.max_norm = kMaxNorm;
+    gradclip::CallOptions call;
+    call.group.emplace();
+    call.group->job = ParticipantOf(1).job;
+    call.group->step = kStep;
+    call.group->rank = 1;
+    call.group->world_size = kProcesses;
+    call.timeout = absl::Milliseconds(500);
+    if (client.Clip(gradient, options, call).ok()) std::abort();
+    call.timeout = absl::InfiniteDuration();
+    if (!absl::IsAborted(client.Clip(gradient, options, call).status())) std::abort();
+  };
+  const auto clip = [&](Clipping& clipping, size_t rank, std::span<gradclip::Tensor> gradient,
+                        uint64_t step) {
+    if (step == kStep && rank == 1) give_up(gradient);
+    float nothing = 0;
+    together.AllReduce(rank, {&nothing, 1});
     return clipping.Clip(gradient, step);
   };
-  const std::vector<Record> records = Train(Mode::kDataParallel, give_up);
+  const std::vector<Record> records = Train(Mode::kDataParallel, clip);
   EXPECT_EQ(records[kStep].attempt, 1u);
   EXPECT_EQ(records[kStep + 1].attempt, 0u);
   EXPECT_EQ(FirstDifference(Train(Mode::kSingle), records), std::nullopt);
