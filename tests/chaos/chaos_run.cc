@@ -17,9 +17,7 @@
 namespace gradclip {
 namespace {
 
-// Of things that fail, for each step.
-constexpr absl::Duration kFaultsPerStep = absl::Milliseconds(333);
-constexpr absl::Duration kLongestRest = absl::Minutes(1);
+constexpr absl::Duration kLongestRest = absl::Minutes(2);
 
 std::string MakeFolder() {
   std::string folder = (std::filesystem::temp_directory_path() / "gradclip-chaos-XXXXXX").string();
@@ -109,9 +107,8 @@ std::string ChaosRun::HistoryOf(uint32_t rank) const {
   return absl::StrCat(folder_, "/rank-", rank);
 }
 
-std::vector<std::string> ChaosRun::Run(const std::function<bool()>& enough) {
+std::vector<std::string> ChaosRun::Run(absl::Duration faults, const std::function<bool()>& enough) {
   enough_ = enough;
-  const absl::Duration faults = kFaultsPerStep * static_cast<int64_t>(steps_);
   const absl::Time start = absl::Now();
   for (const Fault& fault : PlanFaults(seed_, kRanks, kServers, faults)) {
     if (!WaitUntil(start + fault.at)) break;

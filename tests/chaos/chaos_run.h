@@ -32,10 +32,11 @@ class ChaosRun {
   ChaosRun(const ChaosRun&) = delete;
   ChaosRun& operator=(const ChaosRun&) = delete;
 
-  // Until every rank has done all steps, or `enough`, which is asked each second, is true. For up
-  // to 20 s things fail; then all are whole. Returns what ranks said that gave up, and which ones
-  // had still not ended a minute after that.
-  std::vector<std::string> Run(const std::function<bool()>& enough = [] { return false; });
+  // Until every rank has done all steps, or `enough`, which is asked each second, is true. Things
+  // fail for as long as `faults`; then all are whole. Returns what ranks said that gave up, and
+  // which ones had still not ended two minutes after that.
+  std::vector<std::string> Run(
+      absl::Duration faults, const std::function<bool()>& enough = [] { return false; });
 
   std::vector<Call> ReadCalls() const;
   int kills(Fault::Target target) const { return Count(target, true); }

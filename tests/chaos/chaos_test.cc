@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "absl/strings/numbers.h"
+#include "absl/time/time.h"
 #include "tests/chaos/chaos_run.h"
 #include "tests/chaos/checker.h"
 
@@ -49,7 +50,7 @@ TEST(PlanFaults, IsDecidedByTheSeed) {
 TEST(Chaos, KeepsTheGuaranteeWhileRanksServersAndRedisFail) {
   const uint64_t steps = NumberOr("GRADCLIP_CHAOS_STEPS", 60);
   ChaosRun run("gradclip-server", NumberOr("GRADCLIP_CHAOS_SEED", 1), steps);
-  EXPECT_THAT(run.Run(), IsEmpty());
+  EXPECT_THAT(run.Run(absl::Seconds(steps) / 3), IsEmpty());
   const std::vector<Call> calls = run.ReadCalls();
   EXPECT_THAT(FindViolations(calls, ChaosRun::kRanks), IsEmpty());
 
@@ -74,14 +75,16 @@ TEST(Chaos, KeepsTheGuaranteeWhileRanksServersAndRedisFail) {
 
 // Whether the checker finds this in a run of servers in which a fault is planted.
 bool Finds(const std::string& violation, const std::string& server) {
-  ChaosRun run(server, NumberOr("GRADCLIP_CHAOS_SEED", 1), /*steps=*/100);
+  ChaosRun run(server, NumberOr("GRADCLIP_CHAOS_SEED", 1), /*steps=*/200);
   const auto is_found = [&] {
     const std::vector<std::string> violations = FindViolations(run.ReadCalls(), ChaosRun::kRanks);
     return std::any_of(violations.begin(), violations.end(), [&](const std::string& found) {
       return found.find(violation) != std::string::npos;
     });
   };
-  run.Run(is_found);  // ranks may give up, or never end, for what they are told
+  // Ranks may give up, or never end, for what they are told. Much of a time of faults goes into
+  // waiting.
+  run.Run(absl::Seconds(4), is_found);
   return is_found();
 }
 
