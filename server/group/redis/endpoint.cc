@@ -8,23 +8,20 @@
 #include <array>
 #include <csignal>
 #include <cstdint>
-#include <limits>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "server/group/clock.h"
-#include "server/group/redis/milliseconds.h"
 
 namespace gradclip {
 namespace {
 
 constexpr absl::Duration kLongestFarewell = absl::Seconds(1);
+constexpr absl::Duration kLongestPoll = absl::Hours(1);
 
-// For poll(): rounded up, so that nothing is early and looked at again and again.
-int MillisecondsUntil(absl::Time when, absl::Time now) {
-  if (when <= now) return 0;
-  return static_cast<int>(
-      std::min<int64_t>(ToMilliseconds(when - now), std::numeric_limits<int>::max()));
+// For ppoll().
+timespec Until(absl::Time when, absl::Time now) {
+  return absl::ToTimespec(std::clamp(when - now, absl::ZeroDuration(), kLongestPoll));
 }
 
 }  // namespace
@@ -105,7 +102,7 @@ void RedisEndpoint::Post(std::function<void()> task) {
 
 void RedisEndpoint::Publish() {
   const std::lock_guard lock(mutex_);
-  commands_ = link_.commands();
+  commands_ = link_.commands() + steps_.joining();
   reachable_ = link_.reachable();
   if (instance_ != link_.instance()) instance_ = link_.instance();
   is_idle_ = tasks_.empty() && link_.ready() && commands_ == 0;
@@ -129,19 +126,21 @@ void RedisEndpoint::Run() {
     }
     for (std::function<void()>& task : tasks) task();
     const absl::Time before = SteadyNow();
+    steps_.SendJoins(before);
     steps_.Look(before);
     // Sends what has come up.
     if (link_.ready()) link_.Move({}, before);
     Publish();
     if (farewell != absl::InfiniteFuture() &&
-        (before >= farewell || !link_.ready() || link_.commands() == 0)) {
+        (before >= farewell || !link_.ready() || link_.commands() + steps_.joining() == 0)) {
       return;
     }
 
     const std::array<pollfd, 2> wanted = link_.polled();
     std::array<pollfd, 3> polled = {wanted[0], wanted[1], pollfd{wakes_.get(), POLLIN, 0}};
     const absl::Time wake = std::min({link_.wake(), steps_.wake(), farewell});
-    poll(polled.data(), polled.size(), MillisecondsUntil(wake, before));
+    const timespec longest = Until(wake, before);
+    ppoll(polled.data(), polled.size(), &longest, nullptr);
     if (polled[2].revents != 0) {
       uint64_t count = 0;
       [[maybe_unused]] const ssize_t bytes = read(wakes_.get(), &count, sizeof(count));

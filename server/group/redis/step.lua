@@ -18,12 +18,14 @@
 -- A call's token begins with its server's id (10 characters). Generations, steps and attempts are
 -- decimal strings, as Lua's numbers hold only 53 bits. Times are milliseconds of Redis's clock.
 --
--- Messages: "C STEP", "A STEP CODE WHY", and "T STEP MS": look at it again in MS; where STEP is
--- JOB:G:S:ATTEMPT.
+-- Messages: "C STEP SUMS", "A STEP CODE WHY", and "T STEP MS": look at it again in MS; where STEP is
+-- JOB:G:S:ATTEMPT, and SUMS the fields and values of sums, "LENGTH:TEXT" each; empty where they are to
+-- be fetched.
 local ABORTED, DEADLINE_EXCEEDED, FAILED_PRECONDITION = 10, 4, 9
 local SERVER_ID = 10
 local MOST_ABORTED = 64  -- as in job.cc
 local SHOWN_RANKS = 10
+local MOST_SENT = 64  -- ranks whose contributions go with the word that they are complete
 
 local call = redis.call
 local time = call('TIME')
@@ -162,6 +164,12 @@ local function abort(step, code, why)
   tell('A', generation, number, step, ' ' .. step.code .. ' ' .. why)
 end
 
+local function all_sums()
+  local texts = call('HGETALL', SUMS)
+  for i, one in ipairs(texts) do texts[i] = #one .. ':' .. one end
+  return table.concat(texts)
+end
+
 local function commit(step)
   step.state = 'c'
   call('HSET', STEP, 'state', 'c')
@@ -172,7 +180,8 @@ local function commit(step)
   call('ZREM', OPEN, number)
   if not is_over(number) then set_over(number) end
   keep_job()
-  tell('C', generation, number, step, '')
+  step.sums = step.world <= MOST_SENT and all_sums() or ''
+  tell('C', generation, number, step, ' ' .. step.sums)
 end
 
 local function list_ranks(ranks, count)
@@ -270,7 +279,7 @@ end
 
 local function answer(step)
   if step.state == 'a' then return {'aborted', step.code, step.why} end
-  if step.state == 'c' then return {'committed', step.id} end
+  if step.state == 'c' then return {'committed', step.id, step.sums or ''} end
   return {'open', step.id, text(math.max(0, step.due - now))}
 end
 
@@ -316,8 +325,24 @@ local function end_older_generation()
   job_over = false
 end
 
+-- The rank's contribution to a step that is open or committed.
+local function take(step, contribution)
+  local taken = call('HGET', SUMS, rank)
+  if taken then
+    if string.sub(taken, string.find(taken, ' ', 1, true) + 1) ~= contribution then return {'taken'} end
+    return answer(step)
+  end
+  call('HSET', SUMS, rank, token .. ' ' .. contribution)
+  call('HDEL', CALLS, rank)
+  local count = call('HLEN', SUMS)
+  if count == 1 then call('PEXPIRE', SUMS, text(step.timeout + result_ttl)) end
+  if count == step.world then commit(step) end
+  return answer(step)
+end
+
+-- With what the call has brought already; '' for nothing yet.
 local function join(secret, world, terms, timeout, timeout_text, may_open, most_open, known_generation,
-                    known_over)
+                    known_over, contribution)
   if job_secret then
     if secret ~= job_secret then return {'refused', 'secret'} end
     if less(generation, job_generation) then return {'refused', 'generation', job_generation} end
@@ -382,7 +407,7 @@ local function join(secret, world, terms, timeout, timeout_text, may_open, most_
   if step.state == 'a' then return answer(step) end
   if step.state == 'c' then
     if differs then return {'refused', 'terms', differs} end
-    return answer(step)
+    return contribution ~= '' and take(step, contribution) or answer(step)
   end
   if differs then
     abort(step, FAILED_PRECONDITION, 'ranks must declare the same: ' .. differs)
@@ -401,6 +426,7 @@ local function join(secret, world, terms, timeout, timeout_text, may_open, most_
     step.servers = step.servers .. ' ' .. server
     call('HSET', STEP, 'servers', step.servers)
   end
+  if contribution ~= '' then return take(step, contribution) end
   if call('HEXISTS', SUMS, rank) == 0 then
     local value = call('HGET', CALLS, rank)
     if not value or string.sub(value, 1, 1) == 'L' then value = 'T' end
@@ -430,17 +456,7 @@ local function contribute(contribution)
   local step, instead = mine()
   if not step then return instead end
   if step.state == 'a' then return answer(step) end
-  local taken = call('HGET', SUMS, rank)
-  if taken then
-    if string.sub(taken, string.find(taken, ' ', 1, true) + 1) ~= contribution then return {'taken'} end
-    return answer(step)
-  end
-  call('HSET', SUMS, rank, token .. ' ' .. contribution)
-  call('HDEL', CALLS, rank)
-  local count = call('HLEN', SUMS)
-  if count == 1 then call('PEXPIRE', SUMS, text(step.timeout + result_ttl)) end
-  if count == step.world then commit(step) end
-  return answer(step)
+  return take(step, contribution)
 end
 
 -- kind: lost, cancelled, or ended with `code` and `why`.
@@ -491,7 +507,7 @@ end
 
 if op == 'join' then
   return join(ARGV[15], tonumber(ARGV[16]), ARGV[17], tonumber(ARGV[18]), ARGV[19], ARGV[20] == '1',
-      tonumber(ARGV[21]), ARGV[22], ARGV[23])
+      tonumber(ARGV[21]), ARGV[22], ARGV[23], ARGV[24])
 elseif op == 'contribute' then
   return contribute(ARGV[15])
 elseif op == 'leave' then

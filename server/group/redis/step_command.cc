@@ -76,6 +76,35 @@ absl::StatusOr<absl::Status> ParseRefusal(const std::vector<std::string_view>& t
   return Malformed(reply);
 }
 
+// Of the fields and values of a step's contributions in Redis.
+absl::StatusOr<std::shared_ptr<const Outcome>> MergeTexts(
+    const std::vector<std::string_view>& texts, const std::string& id, uint32_t world_size) {
+  if (texts.size() % 2 != 0) return absl::InternalError("Redis keeps a rank without contribution");
+  bool is_committed = false;
+  std::map<uint32_t, std::string> contributions;
+  for (size_t i = 0; i < texts.size(); i += 2) {
+    const std::string_view field = texts[i];
+    const std::string_view value = texts[i + 1];
+    if (field == "id") {
+      is_committed = value == id;
+      continue;
+    }
+    uint32_t rank = 0;
+    const size_t blank = value.find(' ');
+    if (!absl::SimpleAtoi(Abseil(field), &rank) || rank >= world_size ||
+        blank == std::string_view::npos) {
+      return absl::InternalError(absl::StrFormat(
+          "Redis keeps something else than a contribution for rank \"%s\" of %d ranks",
+          absl::Utf8SafeCEscape(Abseil(field)), world_size));
+    }
+    contributions.emplace(rank, value.substr(blank + 1));
+  }
+  if (!is_committed || contributions.size() != world_size) return nullptr;
+  absl::StatusOr<Outcome> outcome = Merge(contributions);
+  if (!outcome.ok()) return outcome.status();
+  return std::make_shared<const Outcome>(*std::move(outcome));
+}
+
 // What the keys of a job begin with.
 std::string KeyBase(std::string_view job) {
   return absl::StrCat("gradclip:{", JobHash(job), "}:");
@@ -103,7 +132,8 @@ RedisCommand StepCommands::Make(std::string operation, const std::string& id) co
 }
 
 RedisCommand StepCommands::Join(bool may_open, uint32_t max_open_steps,
-                                const std::optional<KnownJob>& known) const {
+                                const std::optional<KnownJob>& known,
+                                std::string contribution) const {
   RedisCommand command = Make("join", "");
   for (std::string argument :
        {participant.secret_hash, absl::StrCat(participant.world_size), Serialise(participant.terms),
@@ -112,6 +142,7 @@ RedisCommand StepCommands::Join(bool may_open, uint32_t max_open_steps,
     command.arguments.push_back(std::move(argument));
   }
   AddKnown(known, command.arguments);
+  command.arguments.push_back(std::move(contribution));
   return command;
 }
 
@@ -157,8 +188,9 @@ absl::StatusOr<StepReply> StepReply::Parse(const redisReply& reply,
     return StepReply{
         .kind = Kind::kOpen, .id = std::string((*texts)[1]), .due = absl::Milliseconds(due)};
   }
-  if (kind == "committed" && texts->size() == 2) {
-    return StepReply{.kind = Kind::kCommitted, .id = std::string((*texts)[1])};
+  if (kind == "committed" && texts->size() == 3) {
+    return StepReply{
+        .kind = Kind::kCommitted, .id = std::string((*texts)[1]), .sums = std::string((*texts)[2])};
   }
   if (kind == "aborted" && texts->size() == 3) {
     return StepReply{.kind = Kind::kAborted,
@@ -176,34 +208,30 @@ absl::StatusOr<StepReply> StepReply::Parse(const redisReply& reply,
   return Malformed(reply);
 }
 
-absl::StatusOr<std::shared_ptr<const Outcome>> ParseOutcome(const redisReply& reply,
+absl::StatusOr<std::shared_ptr<const Outcome>> ParseFetched(const redisReply& reply,
                                                             const std::string& id,
                                                             uint32_t world_size) {
   const std::optional<std::vector<std::string_view>> texts = TextsOf(reply);
-  if (!texts.has_value() || texts->size() % 2 != 0) return Malformed(reply);
-  bool is_committed = false;
-  std::map<uint32_t, std::string> contributions;
-  for (size_t i = 0; i < texts->size(); i += 2) {
-    const std::string_view field = (*texts)[i];
-    const std::string_view value = (*texts)[i + 1];
-    if (field == "id") {
-      is_committed = value == id;
-      continue;
+  if (!texts.has_value()) return Malformed(reply);
+  return MergeTexts(*texts, id, world_size);
+}
+
+absl::StatusOr<std::shared_ptr<const Outcome>> ParseSums(std::string_view sums,
+                                                         const std::string& id,
+                                                         uint32_t world_size) {
+  std::vector<std::string_view> texts;
+  while (!sums.empty()) {
+    const size_t colon = sums.find(':');
+    size_t length = 0;
+    if (colon == std::string_view::npos ||
+        !absl::SimpleAtoi(Abseil(sums.substr(0, colon)), &length) ||
+        length > sums.size() - colon - 1) {
+      return absl::InternalError("Redis sends contributions in a form that no server knows");
     }
-    uint32_t rank = 0;
-    const size_t blank = value.find(' ');
-    if (!absl::SimpleAtoi(Abseil(field), &rank) || rank >= world_size ||
-        blank == std::string_view::npos) {
-      return absl::InternalError(absl::StrFormat(
-          "Redis keeps something else than a contribution for rank \"%s\" of %d ranks",
-          absl::Utf8SafeCEscape(Abseil(field)), world_size));
-    }
-    contributions.emplace(rank, value.substr(blank + 1));
+    texts.push_back(sums.substr(colon + 1, length));
+    sums.remove_prefix(colon + 1 + length);
   }
-  if (!is_committed || contributions.size() != world_size) return nullptr;
-  absl::StatusOr<Outcome> outcome = Merge(contributions);
-  if (!outcome.ok()) return outcome.status();
-  return std::make_shared<const Outcome>(*std::move(outcome));
+  return MergeTexts(texts, id, world_size);
 }
 
 std::optional<StepMessage> StepMessage::Parse(std::string_view text) {
@@ -218,6 +246,7 @@ std::optional<StepMessage> StepMessage::Parse(std::string_view text) {
   switch (kind) {
     case 'C':
       message.kind = Kind::kCommitted;
+      message.sums = std::string(text);
       return message;
     case 'A': {
       const size_t end = text.find(' ');

@@ -41,8 +41,9 @@ struct StepCommands {
   const GroupTimes& times;
   absl::Duration lease;
 
-  RedisCommand Join(bool may_open, uint32_t max_open_steps,
-                    const std::optional<KnownJob>& known) const;
+  // `contribution`: empty where it follows later.
+  RedisCommand Join(bool may_open, uint32_t max_open_steps, const std::optional<KnownJob>& known,
+                    std::string contribution) const;
   // `id`: of the opening of the step, as the join was answered.
   RedisCommand Contribute(const std::string& id, std::string contribution) const;
   // An empty id: whichever the call has come to.
@@ -65,6 +66,7 @@ struct StepReply {
   };
   Kind kind = Kind::kGone;
   std::string id = {};                            // where open or committed
+  std::string sums = {};                          // where committed, perhaps: for ParseSums()
   absl::Duration due = absl::InfiniteDuration();  // where open: when to look again
   absl::Status status = {};
 
@@ -74,9 +76,13 @@ struct StepReply {
 
 // The outcome, of the answer to Fetch(); null where the step is not there as committed any more.
 // INTERNAL where what is there is damaged.
-absl::StatusOr<std::shared_ptr<const Outcome>> ParseOutcome(const redisReply& reply,
+absl::StatusOr<std::shared_ptr<const Outcome>> ParseFetched(const redisReply& reply,
                                                             const std::string& id,
                                                             uint32_t world_size);
+// The same, of the contributions that the script sends with the word of their commit.
+absl::StatusOr<std::shared_ptr<const Outcome>> ParseSums(std::string_view sums,
+                                                         const std::string& id,
+                                                         uint32_t world_size);
 
 // A message of another server's.
 struct StepMessage {
@@ -84,6 +90,7 @@ struct StepMessage {
   std::string step;  // StepName()
   absl::StatusCode code = absl::StatusCode::kAborted;
   std::string why;         // kAborted
+  std::string sums;        // kCommitted, perhaps: for ParseSums()
   absl::Duration look_in;  // kLook
 
   static std::optional<StepMessage> Parse(std::string_view text);

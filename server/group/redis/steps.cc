@@ -13,6 +13,10 @@ namespace {
 // Jobs of which it is remembered how far they are, in case Redis forgets it.
 constexpr size_t kMostKnownJobs = 4096;
 
+// How long a join waits for the contribution of a small gradient, which comes at once, to go with
+// it.
+constexpr absl::Duration kJoinWait = absl::Microseconds(100);
+
 absl::Status OutcomeUnknown(const StepId& id, absl::string_view why) {
   return absl::UnavailableError(absl::StrCat(
       id.Describe(), ": ", why, ". What becomes of the attempt is unknown: ask again"));
@@ -80,14 +84,30 @@ void RedisSteps::Join(const CallPointer& call) {
   if (!link_.reachable().ok()) {
     return Tell(call, OutcomeUnknown(call->participant.step, link_.reachable().message()));
   }
-  SendJoin(call);
+  call->under_way_ = true;
+  joining_.push_back({call, SteadyNow() + kJoinWait});
+}
+
+void RedisSteps::SendJoins(absl::Time now) {
+  std::erase_if(joining_, [&](const Joining& joining) {
+    const CallPointer& call = joining.call;
+    if (call->over_) return true;
+    if (now < joining.due && !call->contribution_.has_value() && !call->going_.has_value()) {
+      return false;
+    }
+    SendJoin(call);
+    return true;
+  });
 }
 
 void RedisSteps::SendJoin(const CallPointer& call) {
+  const bool contributes = call->contribution_.has_value();
   RedisCommand command =
-      CommandsOf(*call).Join(may_open_, max_open_steps_, Known(call->participant.step));
-  command.on_reply = [this, call](absl::StatusOr<const redisReply*> reply) {
-    OnJoined(call, reply.ok() ? StepReply::Parse(**reply, call->participant) : reply.status());
+      CommandsOf(*call).Join(may_open_, max_open_steps_, Known(call->participant.step),
+                             contributes ? *call->contribution_ : "");
+  command.on_reply = [this, call, contributes](absl::StatusOr<const redisReply*> reply) {
+    OnJoined(call, contributes,
+             reply.ok() ? StepReply::Parse(**reply, call->participant) : reply.status());
   };
   call->under_way_ = true;
   link_.Run(std::move(command));
@@ -125,7 +145,8 @@ void RedisSteps::Leave(const CallPointer& call, Going going) {
   Next(call);
 }
 
-void RedisSteps::OnJoined(const CallPointer& call, absl::StatusOr<StepReply> reply) {
+void RedisSteps::OnJoined(const CallPointer& call, bool contributed,
+                          absl::StatusOr<StepReply> reply) {
   call->under_way_ = false;
   if (!reply.ok()) {
     Abandon(call);
@@ -146,6 +167,10 @@ void RedisSteps::OnJoined(const CallPointer& call, absl::StatusOr<StepReply> rep
   }
   call->came_ = true;
   call->id_ = reply->id;
+  if (contributed) {
+    call->taken_ = true;
+    call->contribution_.reset();
+  }
   if (step->id != reply->id) {
     // Those who came to another opening of the same attempt are told by their own contributions.
     step->id = reply->id;
@@ -211,7 +236,7 @@ void RedisSteps::Note(const StepPointer& step, const StepReply& reply) {
     case StepReply::Kind::kOpen:
       return NoteOpen(step, reply);
     case StepReply::Kind::kCommitted:
-      return NoteCommitted(step);
+      return NoteCommitted(step, reply.sums);
     case StepReply::Kind::kAborted:
       return NoteAborted(step, reply.status);
     case StepReply::Kind::kRefused:  // joins and contributions are, and those tell their calls
@@ -228,9 +253,14 @@ void RedisSteps::NoteOpen(const StepPointer& step, const StepReply& reply) {
   if (step->recheck) Check(step, /*bury=*/false);
 }
 
-void RedisSteps::NoteCommitted(const StepPointer& step) {
+void RedisSteps::NoteCommitted(const StepPointer& step, std::string_view sums) {
   if (step->asker.has_value()) Remember(step->asker->participant.step);
   LookBy(step, absl::InfiniteFuture());
+  if (step->outcome == nullptr && !sums.empty() && step->asker.has_value()) {
+    const Answer outcome = ParseSums(sums, step->id, step->asker->participant.world_size);
+    if (!outcome.ok()) return OnFetched(step, outcome);
+    step->outcome = *outcome;  // null where they are of another opening
+  }
   if (step->outcome == nullptr) return Fetch(step);
   // Another call of a rank whose contribution was taken still has to show that its own is the same.
   for (const CallPointer& call : std::vector<CallPointer>(step->calls.begin(), step->calls.end())) {
@@ -249,7 +279,7 @@ void RedisSteps::Fetch(const StepPointer& step) {
   command.on_reply = [this, step, id = step->id](absl::StatusOr<const redisReply*> reply) {
     step->fetching = false;
     if (step->id != id) return;
-    OnFetched(step, reply.ok() ? ParseOutcome(**reply, id, step->asker->participant.world_size)
+    OnFetched(step, reply.ok() ? ParseFetched(**reply, id, step->asker->participant.world_size)
                                : reply.status());
   };
   link_.Run(std::move(command));
@@ -258,7 +288,7 @@ void RedisSteps::Fetch(const StepPointer& step) {
 void RedisSteps::OnFetched(const StepPointer& step, Answer outcome) {
   if (outcome.ok() && *outcome != nullptr) {
     step->outcome = *outcome;
-    return NoteCommitted(step);
+    return NoteCommitted(step, {});
   }
   if (outcome.ok()) return NoteGone(step);
   for (const CallPointer& call : std::vector<CallPointer>(step->calls.begin(), step->calls.end())) {
@@ -319,7 +349,8 @@ void RedisSteps::LookBy(const StepPointer& step, absl::Time when) {
 }
 
 absl::Time RedisSteps::wake() const {
-  return planned_.empty() ? absl::InfiniteFuture() : planned_.begin()->first;
+  const absl::Time look = planned_.empty() ? absl::InfiniteFuture() : planned_.begin()->first;
+  return joining_.empty() ? look : std::min(look, joining_.front().due);
 }
 
 void RedisSteps::Look(absl::Time now) {
@@ -344,7 +375,7 @@ void RedisSteps::OnMessage(std::string_view text) {
   if (!step->asker.has_value()) return;
   switch (message->kind) {
     case StepMessage::Kind::kCommitted:
-      return NoteCommitted(step);
+      return NoteCommitted(step, message->sums);
     case StepMessage::Kind::kAborted:
       return NoteAborted(
           step, AttemptAborted(step->asker->participant.step, message->code, message->why));

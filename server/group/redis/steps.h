@@ -2,7 +2,8 @@
 // but for the call's callback: everything runs on the thread that moves the link.
 //
 // A call has one command under way at a time, so that nothing depends on the order in which those
-// of one call arrive; commands of different calls may arrive in any.
+// of one call arrive; commands of different calls may arrive in any. What a call has contributed by
+// the time its join is sent goes with that.
 #ifndef GRADCLIP_SERVER_GROUP_REDIS_STEPS_H_
 #define GRADCLIP_SERVER_GROUP_REDIS_STEPS_H_
 
@@ -16,6 +17,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -74,7 +76,13 @@ class RedisSteps {
   void Leave(const std::shared_ptr<RedisCall>& call, Going going);
   void StopOpening() { may_open_ = false; }
 
-  // When to look at steps again, and doing so.
+  // Sends the joins that are due: those of calls that have contributed, and of those that were
+  // given the time to.
+  void SendJoins(absl::Time now);
+  // Joins that are not sent yet.
+  size_t joining() const { return joining_.size(); }
+
+  // When to send joins or to look at steps again; and looking.
   absl::Time wake() const;
   void Look(absl::Time now);
 
@@ -90,7 +98,7 @@ class RedisSteps {
 
   void SendJoin(const CallPointer& call);
   void Next(const CallPointer& call);
-  void OnJoined(const CallPointer& call, absl::StatusOr<StepReply> reply);
+  void OnJoined(const CallPointer& call, bool contributed, absl::StatusOr<StepReply> reply);
   void OnContributed(const CallPointer& call, absl::StatusOr<StepReply> reply);
   void OnLeft(const CallPointer& call, absl::StatusOr<StepReply> reply);
   void Check(const StepPointer& step, bool bury);
@@ -101,7 +109,8 @@ class RedisSteps {
   // What a reply says of the step.
   void Note(const StepPointer& step, const StepReply& reply);
   void NoteOpen(const StepPointer& step, const StepReply& reply);
-  void NoteCommitted(const StepPointer& step);
+  // `sums`: the contributions, where they came with the word (ParseSums()).
+  void NoteCommitted(const StepPointer& step, std::string_view sums);
   void NoteAborted(const StepPointer& step, const absl::Status& why);
   void NoteGone(const StepPointer& step);
   void LookBy(const StepPointer& step, absl::Time when);
@@ -118,7 +127,12 @@ class RedisSteps {
   const GroupTimes times_;
   const uint32_t max_open_steps_;
   bool may_open_ = true;
-  std::map<std::string, StepPointer> steps_;             // by name; with calls in them
+  std::map<std::string, StepPointer> steps_;  // by name; with calls in them
+  struct Joining {
+    CallPointer call;
+    absl::Time due;
+  };
+  std::vector<Joining> joining_;                         // whose join is not sent yet
   std::set<std::pair<absl::Time, LocalStep*>> planned_;  // when to look at which
   std::map<std::string, KnownJob> known_;                // by job
   std::deque<std::string> known_order_;                  // its keys, the oldest first

@@ -93,7 +93,10 @@ TEST_F(RedisScale, StepsOfFewRanksFollowOneAnother) {
       EXPECT_EQ((*call.Get())->total.Norm(), 4);
     }
   }
-  EXPECT_EQ(Info("commandstats", "cmdstat_hgetall"), 2.0 * kSteps);
+  // Once a step by the script, for both servers. Whoever asks only then fetches.
+  const double fetches = Info("commandstats", "cmdstat_hgetall") / kSteps;
+  EXPECT_GE(fetches, 1.0);
+  EXPECT_LE(fetches, 3.0);
   const double answers = static_cast<double>(kRanks * kSteps);
   std::printf(
       "%u ranks over 2 servers: %.0f steps/s; per rank and step: %.2f scripts (%.1f us "
