@@ -77,9 +77,11 @@ absl::Status GroupFlags::Apply(absl::string_view verb, CallOptions& call) const 
   if (!timeout_.empty()) absl::ParseDuration(timeout_, &group.timeout);
   if (!secret_file_.empty()) {
     std::ifstream file(secret_file_, std::ios::binary);
-    std::string secret(std::istreambuf_iterator<char>(file), {});
+    std::string secret(kLongestSecret + 3, '\0');  // with the end of a line, and one byte too many
+    file.read(secret.data(), static_cast<std::streamsize>(secret.size()));
+    secret.resize(static_cast<size_t>(file.gcount()));
     while (!secret.empty() && (secret.back() == '\n' || secret.back() == '\r')) secret.pop_back();
-    if (!file || secret.empty() || secret.size() > kLongestSecret) {
+    if (!file.is_open() || file.bad() || secret.empty() || secret.size() > kLongestSecret) {
       return absl::InvalidArgumentError(
           absl::StrFormat("--job-secret-file %s can't be read, or does not hold 1 to %d bytes",
                           secret_file_, kLongestSecret));
