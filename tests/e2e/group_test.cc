@@ -18,6 +18,7 @@
 #include "gradclip/shared_gradient.h"
 #include "tests/e2e/command_fixture.h"
 #include "tests/e2e/process.h"
+#include "tests/server/group/redis/redis_server.h"
 
 namespace gradclip {
 namespace {
@@ -68,6 +69,8 @@ class GroupClients : public testing::Test {
     options.reply = reply;
     return options;
   }
+
+  void ExpectToGoOnElsewhere(const std::vector<std::string>& flags, uint32_t attempt);
 
   const Folder folder_;
   const std::string address_ = "unix:" + folder_ / "server";
@@ -195,10 +198,14 @@ TEST_F(GroupClients, AreToldWhereTheServerWasRestartedAmidAStep) {
               HasSubstr("the server was restarted amid step 1 of the job, attempt 0"));
 }
 
-TEST_F(GroupClients, GoOnAtAnotherAddressWhereTheirServerDies) {
+// Two ranks, whose first server dies when the first of them has sent its gradient. They are
+// answered by the second server, in the attempt that is given.
+void GroupClients::ExpectToGoOnElsewhere(const std::vector<std::string>& flags, uint32_t attempt) {
   const std::string other = "unix:" + folder_ / "other";
-  Serve();
-  const ServerProcess second({"--listen=" + other, "--memory-socket=" + folder_ / "other-memory"});
+  Serve(flags);
+  std::vector<std::string> of_other = flags;
+  of_other.push_back("--listen=" + other);
+  const ServerProcess second(of_other);
   ClientOptions options;
   options.initial_backoff = absl::Milliseconds(10);
   const std::string addresses = address_ + "," + other;
@@ -224,15 +231,23 @@ TEST_F(GroupClients, GoOnAtAnotherAddressWhereTheirServerDies) {
   sent.WaitForNotification();
   server_->process().Signal(SIGKILL);
   server_.reset();
-  // Rank 0 knows that its server may have forgotten the step; this one finds nobody there.
-  start(1);
+  start(1);  // finds nobody at the first address
   for (std::thread& thread : threads) thread.join();
   for (const auto& answer : answers) {
     ASSERT_TRUE(answer.ok()) << answer.status();
     EXPECT_EQ(answer->total_norm, alone->total_norm);
+    EXPECT_EQ(answer->attempt, attempt);
   }
-  EXPECT_EQ(answers[0]->attempt, 1u);
-  EXPECT_EQ(answers[1]->attempt, 1u);
+}
+
+TEST_F(GroupClients, GoOnAtAnotherAddressWhereTheirServerDies) {
+  // Rank 0 learns that another server may know nothing of the step.
+  ExpectToGoOnElsewhere({}, /*attempt=*/1);
+}
+
+TEST_F(GroupClients, CompleteTheStepAtAnotherServerOfOneRedisWhereTheirsDies) {
+  const RedisServer redis;
+  ExpectToGoOnElsewhere({"--group-store=redis://" + redis.address().Describe()}, /*attempt=*/0);
 }
 
 using GroupCommand = Command;
