@@ -188,13 +188,16 @@ class ClientCore;
 
 class Client {
  public:
-  // address: "host:port" or "unix:path" (gRPC's name syntax), or several with commas between: a new
-  // connection tries the address that worked last, then the others in order, and goes on to the
-  // next where nobody answers, or after a call that its timeout ended; errors name them. (Ranks of
-  // one group may come to different servers only where those share a store; else ABORTED says that
-  // another server was met amid a step, as after a restart. A path with a comma can't be given.)
-  // Connects with the first call. Each running call has a connection of its own, so that none can
-  // harm another; up to eight wait for later calls, which connect anew where those were lost.
+  // address: "host:port" or "unix:path" (gRPC's name syntax), or several with commas between, of
+  // servers that may stand in for each other: a new connection tries the address that was reached
+  // last, then the others in order, and goes on to the next where nobody answers, after a second
+  // UNAVAILABLE in a call (the first, without retries), and after a call that its own timeout
+  // ended. Errors name the servers. (Ranks of one group may be at different servers only where
+  // those share a store. Where they don't, all give the same order: ABORTED says that another
+  // server was met amid a step, as after a restart, and after a step that was aborted or timed out
+  // ranks meet at the first address that answers. A path with a comma can't be given.) Connects
+  // with the first call. Each running call has a connection of its own, so that none can harm
+  // another; up to eight wait for later calls, which connect anew where those were lost.
   explicit Client(std::string address, ClientOptions options = {});
   ~Client();
   Client(const Client&) = delete;

@@ -44,10 +44,14 @@ absl::Status ClientCore::TryOnce(absl::Time deadline, Attempt attempt, bool& cha
   const absl::Status status = (*connection)->Explain(attempt(**connection, changed));
   // Of a call that failed, something may still be on its way.
   if (status.ok()) connections_.GiveBack(*std::move(connection));
-  // A server that is going away, one that we have lost, or one that may hang, unless the deadline
-  // was not this call's but a step's.
-  const bool late = absl::IsDeadlineExceeded(status) && deadline - absl::Now() < kClocksDiffer;
-  if (absl::IsUnavailable(status) || late) connections_.Lose(server);
+  const bool is_late = absl::IsDeadlineExceeded(status) && deadline - absl::Now() < kClocksDiffer;
+  if (absl::IsUnavailable(status)) {
+    connections_.Lose(server);
+  } else if (is_late) {
+    connections_.PassOver(server);
+  } else if (absl::IsAborted(status) || absl::IsDeadlineExceeded(status)) {
+    connections_.StartOver();  // a step of a group has ended
+  }
   return status;
 }
 
@@ -58,6 +62,8 @@ absl::Status ClientCore::Try(absl::Time deadline, int retries, Attempt attempt) 
     std::string server = connections_.address();
     const absl::Status status = TryOnce(deadline, attempt, changed, server);
     if (status.ok()) return status;
+    // It was given a second chance, unless there was to be none.
+    if (absl::IsUnavailable(status) && (tries > 1 || retries == 0)) connections_.PassOver(server);
     const absl::Duration wait = Backoff(tries, options_.initial_backoff, options_.max_backoff,
                                         absl::Uniform(random, 0.0, 1.0));
     if (!absl::IsUnavailable(status) || changed || tries > retries ||

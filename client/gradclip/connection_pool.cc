@@ -45,7 +45,7 @@ absl::StatusOr<std::unique_ptr<Connection>> ConnectionPool::Open(absl::Time dead
   size_t first = 0;
   {
     std::lock_guard lock(mutex_);
-    first = worked_;
+    first = begin_;
   }
   std::vector<std::string> errors;
   for (size_t i = 0; i < addresses_.size(); ++i) {
@@ -56,7 +56,7 @@ absl::StatusOr<std::unique_ptr<Connection>> ConnectionPool::Open(absl::Time dead
     auto opened = Connection::Open(addresses_[index], absl::Now() + share, tls_);
     if (opened.ok()) {
       std::lock_guard lock(mutex_);
-      worked_ = index;
+      begin_ = index;
       return opened;
     }
     const bool silent = absl::IsDeadlineExceeded(opened.status()) && absl::Now() < deadline;
@@ -75,13 +75,28 @@ void ConnectionPool::GiveBack(std::unique_ptr<Connection> connection) {
 }
 
 void ConnectionPool::Lose(const std::string& address) {
+  CloseIdle([&](const Connection& idle) { return idle.address() == address; });
+}
+
+void ConnectionPool::PassOver(const std::string& address) {
+  Lose(address);
+  std::lock_guard lock(mutex_);
+  if (addresses_[begin_] == address) begin_ = (begin_ + 1) % addresses_.size();
+}
+
+void ConnectionPool::StartOver() {
+  CloseIdle([&](const Connection& idle) { return idle.address() != addresses_.front(); });
+  std::lock_guard lock(mutex_);
+  begin_ = 0;
+}
+
+void ConnectionPool::CloseIdle(absl::FunctionRef<bool(const Connection&)> is_meant) {
   std::vector<std::unique_ptr<Connection>> closed;  // after the lock is released
   std::lock_guard lock(mutex_);
-  const auto lost = std::stable_partition(
-      idle_.begin(), idle_.end(), [&](const auto& idle) { return idle->address() != address; });
-  std::move(lost, idle_.end(), std::back_inserter(closed));
-  idle_.erase(lost, idle_.end());
-  if (addresses_[worked_] == address) worked_ = (worked_ + 1) % addresses_.size();
+  const auto meant = std::stable_partition(idle_.begin(), idle_.end(),
+                                           [&](const auto& idle) { return !is_meant(*idle); });
+  std::move(meant, idle_.end(), std::back_inserter(closed));
+  idle_.erase(meant, idle_.end());
 }
 
 }  // namespace gradclip

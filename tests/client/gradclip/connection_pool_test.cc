@@ -73,7 +73,7 @@ std::string Deserted() {
   return listener.address();
 }
 
-TEST(ConnectionPool, TriesItsAddressesInOrderFromTheOneThatWorkedLast) {
+TEST(ConnectionPool, TriesItsAddressesInOrderFromTheOneReachedLast) {
   const Listener one;
   const Listener two;
   const std::string deserted = Deserted();
@@ -84,12 +84,33 @@ TEST(ConnectionPool, TriesItsAddressesInOrderFromTheOneThatWorkedLast) {
   };
   EXPECT_EQ(next(), one.address());
   EXPECT_EQ(next(), one.address());
-  pool.Lose(deserted);  // not the one that is in use
+  pool.PassOver(deserted);  // not the one that is in use
   EXPECT_EQ(next(), one.address());
-  pool.Lose(one.address());
+  pool.Lose(one.address());  // it may be back
+  EXPECT_EQ(next(), one.address());
+  pool.PassOver(one.address());
   EXPECT_EQ(next(), two.address());
-  pool.Lose(two.address());  // after it comes the first, where nobody is
+  EXPECT_EQ(next(), two.address());
+  pool.PassOver(two.address());  // after it comes the first, where nobody is
   EXPECT_EQ(next(), one.address());
+}
+
+TEST(ConnectionPool, StartsOverWithTheFirstAddress) {
+  const Listener one;
+  const Listener two;
+  ConnectionPool pool(absl::StrCat(one.address(), ",", two.address()));
+  auto first = pool.Take(absl::InfiniteFuture());
+  pool.PassOver(one.address());
+  auto second = pool.Take(absl::InfiniteFuture());
+  ASSERT_TRUE(first.ok() && second.ok());
+  EXPECT_EQ((*second)->address(), two.address());
+  const Connection* const kept = first->get();
+  pool.GiveBack(*std::move(first));
+  pool.GiveBack(*std::move(second));
+  pool.StartOver();
+  first = pool.Take(absl::InfiniteFuture());
+  EXPECT_EQ(first->get(), kept);
+  EXPECT_EQ((*pool.Take(absl::InfiniteFuture()))->address(), one.address());
 }
 
 TEST(ConnectionPool, LosesTheIdleOnesToOneAddressAlone) {
@@ -98,7 +119,7 @@ TEST(ConnectionPool, LosesTheIdleOnesToOneAddressAlone) {
   ConnectionPool pool(absl::StrCat(one.address(), ",", two.address()));
   auto first = pool.Take(absl::InfiniteFuture());
   ASSERT_TRUE(first.ok()) << first.status();
-  pool.Lose(one.address());
+  pool.PassOver(one.address());
   auto second = pool.Take(absl::InfiniteFuture());
   ASSERT_TRUE(second.ok()) << second.status();
   const Connection* const kept = second->get();
