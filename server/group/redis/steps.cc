@@ -101,13 +101,12 @@ void RedisSteps::SendJoins(absl::Time now) {
 }
 
 void RedisSteps::SendJoin(const CallPointer& call) {
-  const bool contributes = call->contribution_.has_value();
+  call->brought_ = call->contribution_.has_value();
   RedisCommand command =
       CommandsOf(*call).Join(may_open_, max_open_steps_, Known(call->participant.step),
-                             contributes ? *call->contribution_ : "");
-  command.on_reply = [this, call, contributes](absl::StatusOr<const redisReply*> reply) {
-    OnJoined(call, contributes,
-             reply.ok() ? StepReply::Parse(**reply, call->participant) : reply.status());
+                             call->brought_ ? *call->contribution_ : "");
+  command.on_reply = [this, call](absl::StatusOr<const redisReply*> reply) {
+    OnJoined(call, reply.ok() ? StepReply::Parse(**reply, call->participant) : reply.status());
   };
   call->under_way_ = true;
   link_.Run(std::move(command));
@@ -145,8 +144,7 @@ void RedisSteps::Leave(const CallPointer& call, Going going) {
   Next(call);
 }
 
-void RedisSteps::OnJoined(const CallPointer& call, bool contributed,
-                          absl::StatusOr<StepReply> reply) {
+void RedisSteps::OnJoined(const CallPointer& call, absl::StatusOr<StepReply> reply) {
   call->under_way_ = false;
   if (!reply.ok()) {
     Abandon(call);
@@ -167,7 +165,7 @@ void RedisSteps::OnJoined(const CallPointer& call, bool contributed,
   }
   call->came_ = true;
   call->id_ = reply->id;
-  if (contributed) {
+  if (call->brought_) {
     call->taken_ = true;
     call->contribution_.reset();
   }
@@ -393,10 +391,17 @@ void RedisSteps::OnReady(bool anew) {
     for (const StepPointer& step : steps) Check(step, /*bury=*/false);
     return;
   }
-  // No command is under way any more.
+  // No command is under way any more, and all joins are sent here.
+  joining_.clear();
   for (const StepPointer& step : steps) {
     step->checking = step->fetching = false;
     step->outcome = nullptr;
+    // What went with a join may have committed the step, though its answer is lost.
+    const auto has_brought = [](const CallPointer& call) { return !call->came_ && call->brought_; };
+    const auto brought = std::find_if(step->calls.begin(), step->calls.end(), has_brought);
+    if (!step->asker.has_value() && brought != step->calls.end()) {
+      step->asker = LocalStep::Asker{(*brought)->participant, (*brought)->token};
+    }
     step->holding = step->asker.has_value();
     if (step->holding) Check(step, /*bury=*/true);
     for (const CallPointer& call :
@@ -405,6 +410,9 @@ void RedisSteps::OnReady(bool anew) {
       if (call->going_.has_value()) {
         // What it left is over.
         Drop(call);
+      } else if (has_brought(call)) {
+        Tell(call, OutcomeUnknown(call->participant.step,
+                                  "Redis was restarted or replaced before it had answered"));
       } else if (!call->came_) {
         SendJoin(call);
       }

@@ -54,6 +54,7 @@ class RedisCall {
   // Of RedisSteps.
   std::shared_ptr<LocalStep> step_;
   bool under_way_ = false;                   // a command is
+  bool brought_ = false;                     // the join was sent with the contribution
   bool came_ = false;                        // the join was answered, and not refused
   std::string id_;                           // of the step's opening that it came to
   std::optional<std::string> contribution_;  // until it was taken
@@ -98,7 +99,7 @@ class RedisSteps {
 
   void SendJoin(const CallPointer& call);
   void Next(const CallPointer& call);
-  void OnJoined(const CallPointer& call, bool contributed, absl::StatusOr<StepReply> reply);
+  void OnJoined(const CallPointer& call, absl::StatusOr<StepReply> reply);
   void OnContributed(const CallPointer& call, absl::StatusOr<StepReply> reply);
   void OnLeft(const CallPointer& call, absl::StatusOr<StepReply> reply);
   void Check(const StepPointer& step, bool bury);

@@ -87,6 +87,25 @@ TEST_F(RedisFailure, ARedisThatComesBackEmptyLeavesTheOutcomeUnknownAndTheAttemp
   ExpectStepOfTwo(*store, /*step=*/1, /*attempt=*/1);
 }
 
+TEST_F(RedisFailure, SoDoesAContributionThatWentWithItsJoin) {
+  options_.timeout = absl::Minutes(1);
+  const std::unique_ptr<RedisStore> store = Make();
+  store->WaitUntilIdle();
+  server_.Freeze();
+  const uint64_t commands = store->counts().commands;
+  const Call call = Join(*store, Rank(0));
+  call.Contribute(9);
+  while (store->counts().commands == commands) absl::SleepFor(absl::Milliseconds(1));
+  // It may have been the last one, and another rank been told so.
+  server_.Kill();
+  server_.Start();
+  EXPECT_EQ(call.status().code(), absl::StatusCode::kUnavailable) << call.status();
+  EXPECT_THAT(std::string(call.status().message()), HasSubstr("unknown: ask again"));
+  const absl::Status again = Join(*store, Rank(0)).status();
+  EXPECT_EQ(again.code(), absl::StatusCode::kFailedPrecondition) << again;
+  ExpectStepOfTwo(*store, /*step=*/1, /*attempt=*/1);
+}
+
 TEST_F(RedisFailure, ACommittedStepIsNotOpenedAgainInARedisThatCameBackEmpty) {
   const std::unique_ptr<RedisStore> store = Make();
   ASSERT_TRUE(RunStep(*store, 5).ok());
