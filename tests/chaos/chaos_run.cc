@@ -17,7 +17,9 @@
 namespace gradclip {
 namespace {
 
+// Of a whole run's steps, with nothing failing any more.
 constexpr absl::Duration kLongestRest = absl::Minutes(2);
+constexpr absl::Duration kLongestStep = absl::Milliseconds(500);
 
 std::string MakeFolder() {
   std::string folder = (std::filesystem::temp_directory_path() / "gradclip-chaos-XXXXXX").string();
@@ -115,7 +117,7 @@ std::vector<std::string> ChaosRun::Run(absl::Duration faults, const std::functio
     Cause(fault);
   }
   while (!heals_.empty()) HealNext();
-  WaitUntil(absl::Now() + kLongestRest);
+  WaitUntil(absl::Now() + kLongestRest + kLongestStep * static_cast<int64_t>(steps_));
   for (uint32_t rank = 0; rank < kRanks; ++rank) {
     if (!has_ended_[rank]) gave_up_.push_back(absl::StrCat("rank ", rank, " has not ended"));
   }
@@ -123,6 +125,7 @@ std::vector<std::string> ChaosRun::Run(absl::Duration faults, const std::functio
 }
 
 void ChaosRun::Cause(const Fault& fault) {
+  NoteServersThatEnded();
   Victim& victim = victims_[fault.target][fault.index];
   if (!victim.is_whole) return;
   victim.is_whole = false;
@@ -142,6 +145,7 @@ void ChaosRun::HealNext() {
 
 bool ChaosRun::WaitUntil(absl::Time time) {
   while (absl::Now() < time) {
+    NoteServersThatEnded();
     if (!AnyRankRuns() || !gave_up_.empty() || IsEnough()) return false;
     if (!heals_.empty() && heals_.begin()->first <= absl::Now()) {
       HealNext();
@@ -156,6 +160,18 @@ bool ChaosRun::IsEnough() {
   if (absl::Now() < ask_next_) return false;
   ask_next_ = absl::Now() + absl::Seconds(1);
   return enough_();
+}
+
+// By themselves: a crash, or what a sanitizer found.
+void ChaosRun::NoteServersThatEnded() {
+  for (uint32_t i = 0; i < kServers; ++i) {
+    Victim& victim = victims_[Fault::Target::kServer][i];
+    if (!victim.is_whole || !HasEnded(*servers_[i])) continue;
+    victim.is_whole = false;
+    const int status = servers_[i]->Wait();
+    gave_up_.push_back(
+        absl::StrCat("server ", i, " ended with ", status, ": ", servers_[i]->err()));
+  }
 }
 
 bool ChaosRun::AnyRankRuns() {

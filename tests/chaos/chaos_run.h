@@ -33,8 +33,8 @@ class ChaosRun {
   ChaosRun& operator=(const ChaosRun&) = delete;
 
   // Until every rank has done all steps, or `enough`, which is asked each second, is true. Things
-  // fail for as long as `faults`; then all are whole. Returns what ranks said that gave up, and
-  // which ones had still not ended two minutes after that.
+  // fail for as long as `faults`; then all are whole. Returns what ranks said that gave up, which
+  // servers ended by themselves, and which ranks had still not ended some minutes after the faults.
   std::vector<std::string> Run(
       absl::Duration faults, const std::function<bool()>& enough = [] { return false; });
 
@@ -59,6 +59,7 @@ class ChaosRun {
   // Heals what is to be healed until then. False as soon as no rank runs any more, or one has given
   // up.
   bool WaitUntil(absl::Time time);
+  void NoteServersThatEnded();
   bool IsEnough();
   bool AnyRankRuns();
   int Count(Fault::Target target, bool is_kill) const;

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
-#include <optional>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -18,7 +17,14 @@ class StepChecker {
  public:
   StepChecker(const Calls& calls, uint32_t world_size, std::vector<std::string>& violations)
       : calls_(calls), world_size_(world_size), violations_(violations) {
-    for (const Call* call : calls_) told_[call->attempt][WhatIsTold(*call)].push_back(call);
+    for (const Call* call : calls_) {
+      const Told told = WhatIsTold(*call);
+      told_[call->attempt][told].push_back(call);
+      if (told == Told::kCommitted || told == Told::kOtherTerms) {
+        committed_by_[call->attempt].push_back(call);
+      }
+      if (const auto by = CommittedBy(*call)) committed_by_[*by].push_back(call);
+    }
   }
 
   void Check() {
@@ -45,13 +51,14 @@ class StepChecker {
   }
 
   void CheckAttempt(uint32_t attempt) {
-    const Calls& committed = Of(attempt, Told::kCommitted);
-    if (committed.empty()) return;
     for (const Told other : {Told::kAborted, Told::kOver}) {
-      if (!Of(attempt, other).empty()) {
-        Report("an attempt is both committed and aborted", *committed[0], *Of(attempt, other)[0]);
+      if (!committed_by_[attempt].empty() && !Of(attempt, other).empty()) {
+        Report("an attempt is both committed and aborted", *committed_by_[attempt][0],
+               *Of(attempt, other)[0]);
       }
     }
+    const Calls& committed = Of(attempt, Told::kCommitted);
+    if (committed.empty()) return;
     const Call* first = committed[0];
     for (const Call* call : committed) {
       if (call->end->at < first->end->at) first = call;
@@ -91,8 +98,7 @@ class StepChecker {
 
   void CheckCommittedOnce() {
     const Call* known = nullptr;
-    for (const auto& [attempt, told] : told_) {
-      const Calls& committed = Of(attempt, Told::kCommitted);
+    for (const auto& [attempt, committed] : committed_by_) {
       if (committed.empty()) continue;
       if (known != nullptr) Report("two attempts of one step are committed", *known, *committed[0]);
       known = committed[0];
@@ -125,11 +131,7 @@ class StepChecker {
     }
     if (before != Told::kCommitted) return;
     if (later.attempt != earlier.attempt) {
-      const std::optional<uint32_t> by = CommittedBy(later);
       if (told != Told::kOver) Report("a step goes on after its commit", earlier, later);
-      if (by.has_value() && by != earlier.attempt) {
-        Report("the commit is said to be of another attempt", earlier, later);
-      }
       return;
     }
     if (later.kind == Call::Kind::kOwn && told != Told::kCommitted) {
@@ -141,6 +143,7 @@ class StepChecker {
   const uint32_t world_size_;
   std::vector<std::string>& violations_;
   std::map<uint32_t, std::map<Told, Calls>> told_;  // by attempt
+  std::map<uint32_t, Calls> committed_by_;          // who says so of an attempt
 };
 
 }  // namespace

@@ -19,7 +19,9 @@ inline constexpr double kMaxNorm = 2000;
 // where nothing is. Times are of one clock. With no calls at all nothing is wrong: callers must see
 // to it that enough has happened.
 //
-//   - An attempt that some calls say was committed, none says was aborted or is over.
+//   - An attempt that some calls say was committed, by an answer or in a refusal, none says was
+//   aborted
+//     or is over.
 //   - All that say it was committed give one norm and coefficient: those of the gradients that all
 //   ranks
 //     had begun to send before any of these calls ended.

@@ -79,6 +79,16 @@ TEST(Checker, FindsAnAttemptThatIsBothCommittedAndAborted) {
   }
 }
 
+TEST(Checker, TakesARefusalsWordForACommit) {
+  EXPECT_THAT(Check({Ended(Begin(0, 1, 1), 3, kByAttempt0), Ended(Begin(1, 1), 2, kAborted)}),
+              ElementsAre(HasSubstr("an attempt is both committed and aborted")));
+  const absl::Status other_terms = absl::FailedPreconditionError(
+      "the step, attempt 0 is committed, and was with other options: max_norm");
+  EXPECT_THAT(Check({Ended(OfKind(Kind::kMistaken, Begin(0, 1)), 3, other_terms),
+                     Ended(Begin(1, 1), 2, kAborted)}),
+              ElementsAre(HasSubstr("an attempt is both committed and aborted")));
+}
+
 TEST(Checker, FindsAnswersThatDiffer) {
   EXPECT_THAT(Check({Committed(Begin(0, 1), 3), Committed(Begin(1, 2), 4, 5)}),
               ElementsAre(HasSubstr("two answers of one attempt differ")));
@@ -117,7 +127,7 @@ TEST(Checker, FindsAStepThatGoesOnAfterItsCommit) {
   EXPECT_THAT(check_with(Ended(Begin(1, 4, 2), 5,
                                absl::FailedPreconditionError(
                                    "x: the step was committed by attempt 1; ask again"))),
-              ElementsAre(HasSubstr("the commit is said to be of another attempt")));
+              ElementsAre(HasSubstr("two attempts of one step are committed")));
   // At the same time either may come first.
   EXPECT_THAT(check_with(Ended(Begin(1, 2, 1), 5, kByAttempt0)), IsEmpty());
 }

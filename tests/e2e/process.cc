@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <poll.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -27,8 +28,11 @@ Process::Process(const std::string& program, std::vector<std::string> arguments,
   for (std::string& variable : variables) envp.push_back(variable.data());
   envp.push_back(nullptr);
 
+  const pid_t parent = getpid();
   pid_ = fork();
   if (pid_ == 0) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != parent) _exit(1);
     dup2(out[1], STDOUT_FILENO);
     dup2(err[1], STDERR_FILENO);
     execve(path.c_str(), argv.data(), envp.data());
@@ -57,7 +61,7 @@ std::string Process::ReadLine() {
 }
 
 void Process::Signal(int signal) {
-  kill(pid_, signal);
+  if (pid_ > 0) kill(pid_, signal);
 }
 
 int Process::Wait() {

@@ -10,7 +10,8 @@
 
 namespace gradclip {
 
-// A child process with its standard output and error in pipes. Not thread-safe.
+// A child process with its standard output and error in pipes. It is killed when the thread that
+// started it ends. Not thread-safe.
 class Process {
  public:
   // `program` is a name in the build's bin folder. `environment`: NAME=value, beside the present
