@@ -20,7 +20,8 @@ namespace {
 constexpr int kStepsInRound = 100;
 constexpr uint32_t kRanks = 2;
 constexpr uint64_t kMessageBytes = uint64_t{1} << 20;
-// Of each rank one when it comes and one when it has contributed: of two ranks one after another.
+// What a step may take of them: of each of two ranks, one after another, one when it comes and one
+// when it has contributed. (Small gradients come with their contribution.)
 constexpr int kRoundTrips = 4;
 
 // A connection to Redis on which to measure its round trip.

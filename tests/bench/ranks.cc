@@ -3,6 +3,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -34,35 +35,42 @@ struct Store {
 
 using Servers = std::vector<RunningServer>;
 
-// What the processes have taken and done so far; with differences and sums.
-struct Work {
-  double server_seconds = 0;  // of the processors, all servers together
-  double redis_seconds = 0;
-  double redis_commands = 0;
-  double redis_bytes = 0;    // to it and from it
-  double redis_memory = 0;   // bytes in use
-  double server_memory = 0;  // the most bytes that servers ever held
+// What the servers' processes have taken so far, all together.
+struct ServerWork {
+  double seconds = 0;      // of the processors
+  double peak_memory = 0;  // the most bytes that they ever held
 };
 
-absl::StatusOr<Work> WorkOf(const Servers& servers, const Store& store) {
-  Work work;
+absl::StatusOr<ServerWork> WorkOf(const Servers& servers) {
+  ServerWork work;
   for (const RunningServer& server : servers) {
     const absl::StatusOr<double> seconds = server.process->CpuSeconds();
     if (!seconds.ok()) return seconds.status();
-    work.server_seconds += *seconds;
+    work.seconds += *seconds;
     const absl::StatusOr<uint64_t> memory = server.process->MemoryBytes("VmHWM");
     if (!memory.ok()) return memory.status();
-    work.server_memory += static_cast<double>(*memory);
+    work.peak_memory += static_cast<double>(*memory);
   }
-  if (store.redis == nullptr) return work;
-  const std::map<absl::string_view, double*> fields = {
-      {"used_cpu_user", &work.redis_seconds},
-      {"used_cpu_sys", &work.redis_seconds},
-      {"total_commands_processed", &work.redis_commands},
-      {"total_net_input_bytes", &work.redis_bytes},
-      {"total_net_output_bytes", &work.redis_bytes},
-      {"used_memory", &work.redis_memory}};
-  const std::string info = store.redis->Ask({"INFO"});
+  return work;
+}
+
+// What Redis has taken and done so far.
+struct RedisWork {
+  double seconds = 0;  // of the processor
+  double commands = 0;
+  double bytes = 0;   // to it and from it
+  double memory = 0;  // bytes in use
+};
+
+RedisWork WorkOf(const RedisServer& redis) {
+  RedisWork work;
+  const std::map<absl::string_view, double*> fields = {{"used_cpu_user", &work.seconds},
+                                                       {"used_cpu_sys", &work.seconds},
+                                                       {"total_commands_processed", &work.commands},
+                                                       {"total_net_input_bytes", &work.bytes},
+                                                       {"total_net_output_bytes", &work.bytes},
+                                                       {"used_memory", &work.memory}};
+  const std::string info = redis.Ask({"INFO"});
   for (const absl::string_view line : absl::StrSplit(info, absl::ByAnyChar("\r\n"))) {
     const std::pair<absl::string_view, absl::string_view> field = absl::StrSplit(line, ':');
     const auto known = fields.find(field.first);
@@ -70,14 +78,6 @@ absl::StatusOr<Work> WorkOf(const Servers& servers, const Store& store) {
     if (known != fields.end() && absl::SimpleAtod(field.second, &value)) *known->second += value;
   }
   return work;
-}
-
-void AddDifference(const Work& before, const Work& after, Work& sum) {
-  for (double Work::*const field :
-       {&Work::server_seconds, &Work::redis_seconds, &Work::redis_commands, &Work::redis_bytes,
-        &Work::redis_memory, &Work::server_memory}) {
-    sum.*field += after.*field - before.*field;
-  }
 }
 
 std::string Describe(const Store& store, const RankCounts& counts) {
@@ -96,22 +96,26 @@ absl::Status RunWith(Bench& bench, const Store& store, const Servers& servers,
   const int steps = bench.settings.quick ? 2 : std::max(20, 4000 / static_cast<int>(counts.ranks));
   Comparison comparison;
   double seconds = 0;
-  Work work;
-  Work first;
+  double server_seconds = 0;
+  double memory_growth = 0;
+  std::optional<RedisWork> redis_before;
   for (int step = -2; step < steps; ++step) {
-    const absl::StatusOr<Work> before = WorkOf(servers, store);
+    // (Calls alone are none of Redis's.)
+    if (step == 0 && store.redis != nullptr) redis_before = WorkOf(*store.redis);
+    const absl::StatusOr<ServerWork> before = WorkOf(servers);
     if (!before.ok()) return before.status();
     const absl::StatusOr<RankCalls::Step> together = calls.Run(what, step + 2);
     if (!together.ok()) return together.status();
-    const absl::StatusOr<Work> after = WorkOf(servers, store);
+    const absl::StatusOr<ServerWork> after = WorkOf(servers);
     if (!after.ok()) return after.status();
-    AddDifference(*before, *after, step < 0 ? first : work);
+    if (step < 0) memory_growth += after->peak_memory - before->peak_memory;
     const absl::StatusOr<RankCalls::Step> alone = calls.Run(std::nullopt, 0);
     if (!alone.ok()) return alone.status();
     if (step < 0) continue;
     comparison.ours.push_back(together->answer_seconds);
     comparison.limit.push_back(alone->answer_seconds);
     seconds += together->seconds;
+    server_seconds += after->seconds - before->seconds;
   }
   for (const Row& row : LatencyRows(what, "as many calls alone", comparison, std::nullopt)) {
     bench.report.Add(row);
@@ -120,15 +124,18 @@ absl::Status RunWith(Bench& bench, const Store& store, const Servers& servers,
   std::string note = absl::StrFormat(
       "%s: %.4g steps/s; of the servers' processors %.0f us per rank and step; memory grown by "
       "%.1f KiB per rank",
-      what, counts.jobs * steps / seconds, work.server_seconds / rank_steps * 1e6,
-      first.server_memory / counts.ranks / 1024);
-  if (store.redis != nullptr) {
+      what, counts.jobs * steps / seconds, server_seconds / rank_steps * 1e6,
+      memory_growth / counts.ranks / 1024);
+  if (redis_before.has_value()) {
+    const RedisWork after = WorkOf(*store.redis);
     absl::StrAppendFormat(
         &note,
-        "; Redis, per rank and step: %.0f us, %.2f commands (those within scripts "
-        "included), %.0f bytes to it and from it, %.0f bytes kept",
-        work.redis_seconds / rank_steps * 1e6, work.redis_commands / rank_steps,
-        work.redis_bytes / rank_steps, work.redis_memory / rank_steps);
+        "; Redis, per rank and step: %.0f us, %.2f commands (those within scripts included), %.0f "
+        "bytes to it and from it, %.0f bytes kept",
+        (after.seconds - redis_before->seconds) / rank_steps * 1e6,
+        (after.commands - redis_before->commands) / rank_steps,
+        (after.bytes - redis_before->bytes) / rank_steps,
+        (after.memory - redis_before->memory) / rank_steps);
   }
   bench.report.Note(note);
   return absl::OkStatus();
@@ -139,7 +146,6 @@ absl::Status RunWith(Bench& bench, const Store& store, const Servers& servers,
 absl::Status RunRanks(Bench& bench) {
   bench.report.BeginSection(
       "ranks", "time from the last rank's last message to the last answer, one step at a time");
-  const RedisServer redis;
   std::vector<RankCounts> all = {{.ranks = 8}};
   if (!bench.settings.quick) {
     all = {{.ranks = 8},
@@ -149,15 +155,19 @@ absl::Status RunRanks(Bench& bench) {
            {.ranks = 4000, .jobs = 1000},
            {.ranks = 2048, .on_a_connection = 1}};
   }
-  for (const Store& store :
-       {Store{"memory, 1 server", 1, nullptr}, Store{"Redis, 1 server", 1, &redis},
-        Store{"Redis, 3 servers", 3, &redis}}) {
-    std::vector<std::string> flags = kManyRanks;
-    if (store.redis != nullptr) {
-      flags.push_back(absl::StrCat("--group-store=redis://", store.redis->address().Describe()));
-    }
+  for (const auto& [name, count, in_redis] :
+       {std::tuple("memory, 1 server", 1, false), std::tuple("Redis, 1 server", 1, true),
+        std::tuple("Redis, 3 servers", 3, true)}) {
     for (const RankCounts& counts : all) {
-      Servers servers;  // new ones, for what memory they take
+      // New ones, for the memory that they take.
+      std::optional<RedisServer> redis;
+      std::vector<std::string> flags = kManyRanks;
+      if (in_redis) {
+        redis.emplace();
+        flags.push_back(absl::StrCat("--group-store=redis://", redis->address().Describe()));
+      }
+      const Store store = {name, count, in_redis ? &*redis : nullptr};
+      Servers servers;
       for (int i = 0; i < store.servers; ++i) {
         absl::StatusOr<RunningServer> server = StartOursWith(bench.folder, flags);
         if (!server.ok()) return server.status();
