@@ -44,14 +44,6 @@ absl::Status ClientCore::TryOnce(absl::Time deadline, Attempt attempt, bool& cha
   const absl::Status status = (*connection)->Explain(attempt(**connection, changed));
   // Of a call that failed, something may still be on its way.
   if (status.ok()) connections_.GiveBack(*std::move(connection));
-  const bool is_late = absl::IsDeadlineExceeded(status) && deadline - absl::Now() < kClocksDiffer;
-  if (absl::IsUnavailable(status)) {
-    connections_.Lose(server);
-  } else if (is_late) {
-    connections_.PassOver(server);
-  } else if (absl::IsAborted(status) || absl::IsDeadlineExceeded(status)) {
-    connections_.StartOver();  // a step of a group has ended
-  }
   return status;
 }
 
@@ -62,8 +54,15 @@ absl::Status ClientCore::Try(absl::Time deadline, int retries, Attempt attempt) 
     std::string server = connections_.address();
     const absl::Status status = TryOnce(deadline, attempt, changed, server);
     if (status.ok()) return status;
-    // It was given a second chance, unless there was to be none.
-    if (absl::IsUnavailable(status) && (tries > 1 || retries == 0)) connections_.PassOver(server);
+    const bool is_late = absl::IsDeadlineExceeded(status) && deadline - absl::Now() < kClocksDiffer;
+    const bool had_its_chance = tries > 1 || retries == 0;
+    if (is_late || (absl::IsUnavailable(status) && had_its_chance)) {
+      connections_.PassOver(server);
+    } else if (absl::IsUnavailable(status)) {
+      connections_.Lose(server);
+    } else if (absl::IsAborted(status) || absl::IsDeadlineExceeded(status)) {
+      connections_.StartOver();  // a step of a group has ended
+    }
     const absl::Duration wait = Backoff(tries, options_.initial_backoff, options_.max_backoff,
                                         absl::Uniform(random, 0.0, 1.0));
     if (!absl::IsUnavailable(status) || changed || tries > retries ||

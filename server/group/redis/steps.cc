@@ -102,9 +102,8 @@ void RedisSteps::SendJoins(absl::Time now) {
 
 void RedisSteps::SendJoin(const CallPointer& call) {
   call->brought_ = call->contribution_.has_value();
-  RedisCommand command =
-      CommandsOf(*call).Join(may_open_, max_open_steps_, Known(call->participant.step),
-                             call->brought_ ? *call->contribution_ : "");
+  RedisCommand command = CommandsOf(*call).Join(
+      may_open_, max_open_steps_, Known(call->participant.step), call->contribution_.value_or(""));
   command.on_reply = [this, call](absl::StatusOr<const redisReply*> reply) {
     OnJoined(call, reply.ok() ? StepReply::Parse(**reply, call->participant) : reply.status());
   };
