@@ -22,6 +22,7 @@
 #include "gmock/gmock.h"
 #include "gradclip/client.h"
 #include "tests/client/gradclip/fake_server.h"
+#include "tests/client/gradclip/listener.h"
 
 namespace gradclip {
 namespace {
@@ -261,20 +262,6 @@ TEST(ClientFailure, EndsAtOnceWhereTheTimeoutIsOver) {
   EXPECT_EQ(status.code(), absl::StatusCode::kDeadlineExceeded) << status;
 }
 
-// A listening socket on a free port of the loopback interface.
-int ListenOnLoopback(int& port) {
-  const int listener = socket(AF_INET, SOCK_STREAM, 0);
-  sockaddr_in address = {};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  EXPECT_EQ(bind(listener, reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
-  EXPECT_EQ(listen(listener, 8), 0);
-  socklen_t size = sizeof(address);
-  EXPECT_EQ(getsockname(listener, reinterpret_cast<sockaddr*>(&address), &size), 0);
-  port = ntohs(address.sin_port);
-  return listener;
-}
-
 int ConnectToLoopback(int port) {
   const int connected = socket(AF_INET, SOCK_STREAM, 0);
   sockaddr_in address = {};
@@ -297,9 +284,9 @@ const std::string kEndlessWindow(
 // ahead.
 class Relay {
  public:
-  Relay(int server_port, size_t most) : listener_(ListenOnLoopback(port_)) {
+  Relay(int server_port, size_t most) {
     thread_ = std::thread([this, server_port, most] {
-      for (int client = 0; (client = accept(listener_, nullptr, nullptr)) >= 0;) {
+      for (int client = 0; (client = listener_.Accept()) >= 0;) {
         const int server = ConnectToLoopback(server_port);
         EXPECT_EQ(write(client, kEndlessWindow.data(), kEndlessWindow.size()),
                   static_cast<ssize_t>(kEndlessWindow.size()));
@@ -310,14 +297,13 @@ class Relay {
     });
   }
   ~Relay() {
-    shutdown(listener_, SHUT_RDWR);
+    listener_.Shutdown();
     thread_.join();
     for (int one : sockets_) shutdown(one, SHUT_RDWR);
     for (std::thread& copier : copiers_) copier.join();
     for (int one : sockets_) close(one);
-    close(listener_);
   }
-  std::string address() const { return absl::StrCat("127.0.0.1:", port_); }
+  std::string address() const { return listener_.address(); }
 
  private:
   // Copies `most` bytes, or all until either side ends.
@@ -338,8 +324,7 @@ class Relay {
     }
   }
 
-  int port_ = 0;
-  const int listener_;
+  const Listener listener_;
   std::vector<int> sockets_;
   std::vector<std::thread> copiers_;
   std::thread thread_;
@@ -349,9 +334,9 @@ class Relay {
 // so that only the socket stops it.
 class DeafServer {
  public:
-  explicit DeafServer(std::string settings) : listener_(ListenOnLoopback(port_)) {
+  explicit DeafServer(std::string settings) {
     thread_ = std::thread([this, settings = std::move(settings)] {
-      for (int one = 0; (one = accept(listener_, nullptr, nullptr)) >= 0;) {
+      for (int one = 0; (one = listener_.Accept()) >= 0;) {
         EXPECT_EQ(write(one, settings.data(), settings.size()),
                   static_cast<ssize_t>(settings.size()));
         accepted_.push_back(one);
@@ -359,16 +344,14 @@ class DeafServer {
     });
   }
   ~DeafServer() {
-    shutdown(listener_, SHUT_RDWR);
+    listener_.Shutdown();
     thread_.join();
-    close(listener_);
     for (int one : accepted_) close(one);
   }
-  std::string address() const { return absl::StrCat("127.0.0.1:", port_); }
+  std::string address() const { return listener_.address(); }
 
  private:
-  int port_ = 0;
-  const int listener_;
+  const Listener listener_;
   std::vector<int> accepted_;
   std::thread thread_;
 };

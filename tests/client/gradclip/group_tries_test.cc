@@ -111,6 +111,17 @@ class RankServer {
   FakeServer server_;
 };
 
+// A server that its first call finds going away, and that is of the instance `then` from there on.
+class RestartingServer : public RankServer {
+ public:
+  explicit RestartingServer(const std::string& then)
+      : RankServer([this, then](int call) {
+          if (call > 1) return grpc::Status::OK;
+          set_instance(then);
+          return grpc::Status(Code::UNAVAILABLE, "going away");
+        }) {}
+};
+
 class GroupTriesTest : public ::testing::Test {
  protected:
   std::vector<float> values_ = {2, -4};
@@ -257,13 +268,7 @@ TEST_F(GroupTriesTest, MakeNoOtherAttemptWhereMemoryWasChanged) {
 }
 
 TEST_F(GroupTriesTest, EndTheAttemptWhereTheServerWasRestarted) {
-  RankServer* restarted = nullptr;
-  RankServer server([&restarted](int call) {
-    if (call > 1) return grpc::Status::OK;
-    restarted->set_instance("second");
-    return grpc::Status(Code::UNAVAILABLE, "going away");
-  });
-  restarted = &server;
+  RestartingServer server("second");
   Client client(server.address(), QuickRetries());
   const absl::Status status = client.ComputeNorm(gradient_, {}, Attempts(1)).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kAborted);
@@ -275,13 +280,7 @@ TEST_F(GroupTriesTest, EndTheAttemptWhereTheServerWasRestarted) {
 }
 
 TEST_F(GroupTriesTest, GoOnByThemselvesWhereTheServerWasRestarted) {
-  RankServer* restarted = nullptr;
-  RankServer server([&restarted](int call) {
-    if (call > 1) return grpc::Status::OK;
-    restarted->set_instance("second");
-    return grpc::Status(Code::UNAVAILABLE, "going away");
-  });
-  restarted = &server;
+  RestartingServer server("second");
   Client client(server.address(), QuickRetries());
   const auto answer = client.ComputeNorm(gradient_, {}, Attempts(2));
   ASSERT_TRUE(answer.ok()) << answer.status();
@@ -290,13 +289,7 @@ TEST_F(GroupTriesTest, GoOnByThemselvesWhereTheServerWasRestarted) {
 }
 
 TEST_F(GroupTriesTest, TakeAnEmptyInstanceForUnknown) {
-  RankServer* restarted = nullptr;
-  RankServer server([&restarted](int call) {
-    if (call > 1) return grpc::Status::OK;
-    restarted->set_instance("");
-    return grpc::Status(Code::UNAVAILABLE, "going away");
-  });
-  restarted = &server;
+  RestartingServer server("");
   Client client(server.address(), QuickRetries());
   const auto answer = client.ComputeNorm(gradient_, {}, Attempts(1));
   ASSERT_TRUE(answer.ok()) << answer.status();

@@ -13,7 +13,7 @@
 
 namespace gradclip {
 
-// Listens on a port of the loopback interface and accepts nobody.
+// Listens on a free port of the loopback interface; who connects waits for Accept(). Thread-safe.
 class Listener {
  public:
   Listener() : socket_(socket(AF_INET, SOCK_STREAM, 0)) {
@@ -26,7 +26,8 @@ class Listener {
   }
   ~Listener() { close(socket_); }
 
-  int Accept() const { return accept(socket_, nullptr, nullptr); }
+  int Accept() const { return accept(socket_, nullptr, nullptr); }  // negative once it is shut down
+  void Shutdown() const { shutdown(socket_, SHUT_RDWR); }
   std::string address() const { return absl::StrCat("127.0.0.1:", ntohs(address_.sin_port)); }
 
  private:

@@ -3,8 +3,6 @@
 #ifndef GRADCLIP_TESTS_CLIENT_GRADCLIP_TLS_FIXTURE_H_
 #define GRADCLIP_TESTS_CLIENT_GRADCLIP_TLS_FIXTURE_H_
 
-#include <arpa/inet.h>
-#include <netinet/in.h>
 #include <openssl/ssl.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -26,6 +24,7 @@
 #include "gradclip/client.h"
 #include "tests/client/files/file_bytes.h"
 #include "tests/client/gradclip/fake_server.h"
+#include "tests/client/gradclip/listener.h"
 #include "tests/tls/certificates.h"
 
 namespace gradclip {
@@ -45,38 +44,27 @@ inline std::shared_ptr<grpc::ServerCredentials> Credentials(const CertificateFil
 // thread is the test's to end, by ending `serve`.
 class LoopbackServer {
  public:
-  explicit LoopbackServer(std::function<void(int socket)> serve)
-      : listener_(socket(AF_INET, SOCK_STREAM, 0)) {
-    sockaddr_in address = {};
-    address.sin_family = AF_INET;
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    EXPECT_EQ(bind(listener_, reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
-    EXPECT_EQ(listen(listener_, 8), 0);
-    socklen_t size = sizeof(address);
-    EXPECT_EQ(getsockname(listener_, reinterpret_cast<sockaddr*>(&address), &size), 0);
-    port_ = ntohs(address.sin_port);
+  explicit LoopbackServer(std::function<void(int socket)> serve) {
     thread_ = std::thread([this, serve = std::move(serve)] {
       // OpenSSL's own sockets raise it; that the client's do not is for the tests to see.
       sigset_t pipe;
       sigemptyset(&pipe);
       sigaddset(&pipe, SIGPIPE);
       pthread_sigmask(SIG_BLOCK, &pipe, nullptr);
-      for (int one = 0; (one = accept(listener_, nullptr, nullptr)) >= 0;) {
+      for (int one = 0; (one = listener_.Accept()) >= 0;) {
         serve(one);
         close(one);
       }
     });
   }
   ~LoopbackServer() {
-    shutdown(listener_, SHUT_RDWR);
+    listener_.Shutdown();
     thread_.join();
-    close(listener_);
   }
-  std::string address() const { return absl::StrCat("127.0.0.1:", port_); }
+  std::string address() const { return listener_.address(); }
 
  private:
-  const int listener_;
-  int port_ = 0;
+  const Listener listener_;
   std::thread thread_;
 };
 
