@@ -2,6 +2,7 @@
 
 #include <poll.h>
 #include <pthread.h>
+#include <sys/timerfd.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -24,6 +25,12 @@ timespec Until(absl::Time when, absl::Time now) {
   return absl::ToTimespec(std::clamp(when - now, absl::ZeroDuration(), kLongestPoll));
 }
 
+// Zero: never. What it has told is forgotten.
+void SetTimer(int timer, absl::Duration in) {
+  const itimerspec when = {.it_interval = {}, .it_value = absl::ToTimespec(in)};
+  timerfd_settime(timer, 0, &when, nullptr);
+}
+
 }  // namespace
 
 RedisEndpoint::RedisEndpoint(const RedisAddress& address, const RedisOptions& options,
@@ -32,7 +39,8 @@ RedisEndpoint::RedisEndpoint(const RedisAddress& address, const RedisOptions& op
     : name_(address.Describe()),
       max_commands_(options.max_commands),
       link_(address, options, times, server, counts, log),
-      steps_(link_, times, options.max_open_steps) {
+      steps_(link_, times, options.max_open_steps),
+      timer_(timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC)) {
   link_.Observe([this] { Publish(); });
   if (ok()) thread_ = std::thread([this] { Run(); });
 }
@@ -55,7 +63,8 @@ absl::Status RedisEndpoint::MayCome() const {
 }
 
 void RedisEndpoint::Join(std::shared_ptr<RedisCall> call) {
-  Post([this, call = std::move(call)] { steps_.Join(call); });
+  const absl::Time came = SteadyNow();
+  Post([this, call = std::move(call), came] { steps_.Join(call, came); }, /*can_wait=*/true);
 }
 
 void RedisEndpoint::Contribute(std::shared_ptr<RedisCall> call, std::string contribution) {
@@ -89,15 +98,18 @@ void RedisEndpoint::WaitUntilIdle() {
   idle_.wait(lock, [this] { return is_idle_ && tasks_.empty(); });
 }
 
-void RedisEndpoint::Post(std::function<void()> task) {
-  bool first;
-  {
-    const std::lock_guard lock(mutex_);
-    first = tasks_.empty();
-    tasks_.push_back(std::move(task));
-    is_idle_ = false;
+void RedisEndpoint::Post(std::function<void()> task, bool can_wait) {
+  const std::lock_guard lock(mutex_);
+  tasks_.push_back(std::move(task));
+  is_idle_ = false;
+  if (woken_) return;
+  if (!can_wait) {
+    woken_ = true;
+    wakes_.Send();
+  } else if (!timer_set_) {
+    timer_set_ = true;
+    SetTimer(timer_.get(), RedisSteps::kJoinWait);
   }
-  if (first) wakes_.Send();
 }
 
 void RedisEndpoint::Publish() {
@@ -122,6 +134,8 @@ void RedisEndpoint::Run() {
     {
       const std::lock_guard lock(mutex_);
       tasks.swap(tasks_);
+      woken_ = false;
+      if (std::exchange(timer_set_, false)) SetTimer(timer_.get(), absl::ZeroDuration());
       if (stop_ && farewell == absl::InfiniteFuture()) farewell = SteadyNow() + kLongestFarewell;
     }
     for (std::function<void()>& task : tasks) task();
@@ -137,7 +151,8 @@ void RedisEndpoint::Run() {
     }
 
     const std::array<pollfd, 2> wanted = link_.polled();
-    std::array<pollfd, 3> polled = {wanted[0], wanted[1], pollfd{wakes_.get(), POLLIN, 0}};
+    std::array<pollfd, 4> polled = {wanted[0], wanted[1], pollfd{wakes_.get(), POLLIN, 0},
+                                    pollfd{timer_.get(), POLLIN, 0}};
     const absl::Time wake = std::min({link_.wake(), steps_.wake(), farewell});
     const timespec longest = Until(wake, before);
     ppoll(polled.data(), polled.size(), &longest, nullptr);

@@ -17,6 +17,7 @@
 #include "server/group/redis/options.h"
 #include "server/group/redis/steps.h"
 #include "server/group/store.h"
+#include "server/net/file_descriptor.h"
 #include "server/net/stop_signal.h"
 #include "server/observe/log.h"
 
@@ -34,7 +35,7 @@ class RedisEndpoint {
   RedisEndpoint& operator=(const RedisEndpoint&) = delete;
 
   // False where the system had no descriptor for it: then it must not be used.
-  bool ok() const { return wakes_.ok(); }
+  bool ok() const { return wakes_.ok() && timer_.ok(); }
   const std::string& name() const { return name_; }  // "HOST:PORT/DB"
 
   // What a new call is told at once; OK where it may come.
@@ -54,7 +55,8 @@ class RedisEndpoint {
   void WaitUntilIdle();
 
  private:
-  void Post(std::function<void()> task);
+  // Wakes the thread; or, where it can wait, only when a join has to be sent.
+  void Post(std::function<void()> task, bool can_wait = false);
   void Run();
   void Publish();  // what other threads see of the link
 
@@ -64,10 +66,13 @@ class RedisEndpoint {
   RedisSteps steps_;  // the thread's
 
   const StopSignal wakes_;
+  const FileDescriptor timer_;  // wakes the thread later
   mutable std::mutex mutex_;
   std::condition_variable idle_;
   // Guarded by mutex_.
   std::vector<std::function<void()>> tasks_;
+  bool woken_ = false;      // for them
+  bool timer_set_ = false;  // likewise
   size_t commands_ = 0;  // of the link, when it was looked at last
   absl::Status reachable_;
   std::string instance_;

@@ -10,7 +10,7 @@
 --   gradclip:{JOB}:job          hash: secret, generation, over (all steps up to it are over)
 --   gradclip:{JOB}:open         sorted set of the open steps, by when they time out
 --   gradclip:{JOB}:aborted      hash: step -> highest aborted attempt, of steps beyond `over`
---   gradclip:{JOB}:G:S          hash: generation G's step S; the fields are in FIELDS
+--   gradclip:{JOB}:G:S          hash: generation G's step S; the fields are those of load()
 --   gradclip:{JOB}:G:S:calls    hash: rank -> of a rank that has come and not contributed, its calls
 --                               "T TOKEN TOKEN", or since when (ms) it has none: "L SINCE"
 --   gradclip:{JOB}:G:S:sums     hash: rank -> "TOKEN CONTRIBUTION"; once committed also id -> id
@@ -21,6 +21,8 @@
 -- Messages: "C STEP SUMS", "A STEP CODE WHY", and "T STEP MS": look at it again in MS; where STEP is
 -- JOB:G:S:ATTEMPT, and SUMS the fields and values of sums, "LENGTH:TEXT" each; empty where they are to
 -- be fetched.
+--
+-- Functions are made anew in every run: those that few runs need are made where they are needed.
 local ABORTED, DEADLINE_EXCEEDED, FAILED_PRECONDITION = 10, 4, 9
 local SERVER_ID = 10
 local MOST_ABORTED = 64  -- as in job.cc
@@ -37,7 +39,8 @@ if op == 'load' then return {'loaded'} end  -- Redis knows the script from here 
 local function text(number) return string.format('%.0f', number) end
 
 local function keep(key, ttl)
-  if call('PTTL', key) < ttl then call('PEXPIRE', key, text(ttl)) end
+  local left = call('PTTL', key)
+  if left ~= -2 and left < ttl then call('PEXPIRE', key, text(ttl)) end  -- -2: there is none
 end
 
 -- ---- what a server says of itself: KEYS are its key and the instance's ----
@@ -84,23 +87,20 @@ local function less(a, b)  -- of decimal strings
   return a < b
 end
 
-local FIELDS = {
-  'attempt', 'id',                     -- id: the token of the call that opened it
-  'state', 'code', 'why',              -- o, c or a: open, committed, aborted with a code and why
-  'instance', 'terms', 'terms_rank', 'world',
-  'opened', 'timeout', 'timeout_text', 'timeout_rank',
-  'servers',                           -- that have had calls in it, each with a space before it
-  'due',                               -- nothing happens by itself before
-}
-
 local function load(key)
-  local values = call('HMGET', key, unpack(FIELDS))
+  local values = call('HMGET', key, 'attempt', 'id', 'state', 'code', 'why', 'instance', 'terms',
+      'terms_rank', 'world', 'opened', 'timeout', 'timeout_text', 'timeout_rank', 'servers', 'due')
   if not values[1] then return nil end
-  local step = {}
-  for i, name in ipairs(FIELDS) do step[name] = values[i] end
-  step.opened, step.timeout = tonumber(step.opened), tonumber(step.timeout)
-  step.due, step.world = tonumber(step.due), tonumber(step.world)
-  return step
+  return {
+    attempt = values[1], id = values[2],  -- id: the token of the call that opened it
+    -- o, c or a: open, committed, aborted with a code and why
+    state = values[3], code = values[4], why = values[5],
+    instance = values[6], terms = values[7], terms_rank = values[8], world = tonumber(values[9]),
+    opened = tonumber(values[10]), timeout = tonumber(values[11]), timeout_text = values[12],
+    timeout_rank = values[13],
+    servers = values[14],                 -- that have had calls in it, each with a space before it
+    due = tonumber(values[15]),           -- nothing happens by itself before
+  }
 end
 
 local job = call('HMGET', JOB, 'secret', 'generation', 'over')
@@ -123,7 +123,7 @@ end
 
 local function keep_job()
   keep(JOB, job_ttl)
-  if call('EXISTS', ABORTED_ATTEMPTS) == 1 then keep(ABORTED_ATTEMPTS, job_ttl) end
+  keep(ABORTED_ATTEMPTS, job_ttl)
 end
 
 local function is_over(of_number)
@@ -164,12 +164,6 @@ local function abort(step, code, why)
   tell('A', generation, number, step, ' ' .. step.code .. ' ' .. why)
 end
 
-local function all_sums()
-  local texts = call('HGETALL', SUMS)
-  for i, one in ipairs(texts) do texts[i] = #one .. ':' .. one end
-  return table.concat(texts)
-end
-
 local function commit(step)
   step.state = 'c'
   call('HSET', STEP, 'state', 'c')
@@ -180,85 +174,82 @@ local function commit(step)
   call('ZREM', OPEN, number)
   if not is_over(number) then set_over(number) end
   keep_job()
-  step.sums = step.world <= MOST_SENT and all_sums() or ''
+  step.sums = ''
+  if step.world <= MOST_SENT then
+    local texts = call('HGETALL', SUMS)
+    for i, one in ipairs(texts) do texts[i] = #one .. ':' .. one end
+    step.sums = table.concat(texts)
+  end
   tell('C', generation, number, step, ' ' .. step.sums)
 end
 
-local function list_ranks(ranks, count)
-  local shown = {}
-  for i = 1, math.min(#ranks, SHOWN_RANKS) do shown[i] = text(ranks[i]) end
-  local list = table.concat(shown, ', ')
-  if count > #shown then list = list .. ' and ' .. text(count - #shown) .. ' more' end
-  return list
-end
+-- What is due by now. REQUIRES: the step is open.
+local function look(step)
+  local function list_ranks(ranks, count)
+    local shown = {}
+    for i = 1, math.min(#ranks, SHOWN_RANKS) do shown[i] = text(ranks[i]) end
+    local list = table.concat(shown, ', ')
+    if count > #shown then list = list .. ' and ' .. text(count - #shown) .. ' more' end
+    return list
+  end
 
--- Until when a rank is there, or was: by the lease of its calls' servers, or since when it has none.
-local leases = {}
-local function there_until(value)
-  if string.sub(value, 1, 1) == 'L' then return tonumber(string.sub(value, 3)) end
-  local last = 0
-  for one in string.gmatch(string.sub(value, 3), '%S+') do
-    local of = string.sub(one, 1, SERVER_ID)
-    if not leases[of] then
-      leases[of] = tonumber(call('HGET', 'gradclip:server:' .. of, 'lease') or '0')
+  -- Until when a rank is there, or was: by the lease of its calls' servers, or since when it has none.
+  local leases = {}
+  local function there_until(value)
+    if string.sub(value, 1, 1) == 'L' then return tonumber(string.sub(value, 3)) end
+    local last = 0
+    for one in string.gmatch(string.sub(value, 3), '%S+') do
+      local of = string.sub(one, 1, SERVER_ID)
+      if not leases[of] then
+        leases[of] = tonumber(call('HGET', 'gradclip:server:' .. of, 'lease') or '0')
+      end
+      last = math.max(last, leases[of])
     end
-    last = math.max(last, leases[of])
+    return last
   end
-  return last
-end
 
--- Pairs of rank and value, sorted by rank.
-local function sorted_calls()
-  local flat, pairs_ = call('HGETALL', CALLS), {}
-  for i = 1, #flat, 2 do pairs_[#pairs_ + 1] = {tonumber(flat[i]), flat[i + 1]} end
-  table.sort(pairs_, function(a, b) return a[1] < b[1] end)
-  return pairs_
-end
+  -- Pairs of rank and value, sorted by rank.
+  local flat, calls = call('HGETALL', CALLS), {}
+  for i = 1, #flat, 2 do calls[#calls + 1] = {tonumber(flat[i]), flat[i + 1]} end
+  table.sort(calls, function(a, b) return a[1] < b[1] end)
 
-local function describe_missing(step)
-  local has_come, complete = {}, 0
-  for _, one in ipairs(call('HKEYS', SUMS)) do
-    has_come[tonumber(one)] = true
-    complete = complete + 1
+  local function describe_missing()
+    local has_come, complete = {}, 0
+    for _, one in ipairs(call('HKEYS', SUMS)) do
+      has_come[tonumber(one)] = true
+      complete = complete + 1
+    end
+    local sending, lost = {}, {}
+    for _, one in ipairs(calls) do
+      has_come[one[1]] = true
+      local ranks = there_until(one[2]) > now and sending or lost
+      ranks[#ranks + 1] = one[1]
+    end
+    local absent, absent_count = {}, step.world - complete - #sending - #lost
+    local next_rank = 0
+    while next_rank < step.world and #absent < SHOWN_RANKS do
+      if not has_come[next_rank] then absent[#absent + 1] = next_rank end
+      next_rank = next_rank + 1
+    end
+    local parts = {}
+    local function add(what, ranks, count)
+      if count > 0 then parts[#parts + 1] = what .. ': rank ' .. list_ranks(ranks, count) end
+    end
+    add('not come', absent, absent_count)
+    add('sent only part', sending, #sending)
+    add('lost its connection', lost, #lost)
+    return text(complete) .. ' of ' .. text(step.world) .. ' ranks are complete; ' ..
+        table.concat(parts, '; ')
   end
-  local sending, lost = {}, {}
-  for _, one in ipairs(sorted_calls()) do
-    has_come[one[1]] = true
-    local ranks = there_until(one[2]) > now and sending or lost
-    ranks[#ranks + 1] = one[1]
-  end
-  local absent, absent_count = {}, step.world - complete - #sending - #lost
-  local next_rank = 0
-  while next_rank < step.world and #absent < SHOWN_RANKS do
-    if not has_come[next_rank] then absent[#absent + 1] = next_rank end
-    next_rank = next_rank + 1
-  end
-  local parts = {}
-  local function add(what, ranks, count)
-    if count > 0 then parts[#parts + 1] = what .. ': rank ' .. list_ranks(ranks, count) end
-  end
-  add('not come', absent, absent_count)
-  add('sent only part', sending, #sending)
-  add('lost its connection', lost, #lost)
-  return text(complete) .. ' of ' .. text(step.world) .. ' ranks are complete; ' ..
-      table.concat(parts, '; ')
-end
 
--- What time does. REQUIRES: the step is open.
-local function tick(step)
-  if step.instance ~= instance then
-    return abort(step, ABORTED,
-        'Redis was restarted or replaced amid it, and may have lost what ranks had brought')
-  end
-  if now < step.due then return end
   if now >= step.opened + step.timeout then
     return abort(step, DEADLINE_EXCEEDED,
         step.timeout_text .. ' have passed since its first rank came (timeout of rank ' ..
-        step.timeout_rank .. '); ' .. describe_missing(step))
+        step.timeout_rank .. '); ' .. describe_missing())
   end
   step.due = step.opened + step.timeout
   local gone = {}
-  for _, one in ipairs(sorted_calls()) do
+  for _, one in ipairs(calls) do
     local ends = there_until(one[2]) + grace
     if now >= ends then gone[#gone + 1] = one[1] end
     step.due = math.min(step.due, ends)
@@ -268,6 +259,15 @@ local function tick(step)
         ', and waited ' .. grace_text .. ' (--group-reconnect-grace)')
   end
   call('HSET', STEP, 'due', text(step.due))
+end
+
+-- What time does. REQUIRES: the step is open.
+local function tick(step)
+  if step.instance ~= instance then
+    return abort(step, ABORTED,
+        'Redis was restarted or replaced amid it, and may have lost what ranks had brought')
+  end
+  if now >= step.due then look(step) end
 end
 
 local function due_by(step, when)
@@ -327,16 +327,18 @@ end
 
 -- The rank's contribution to a step that is open or committed.
 local function take(step, contribution)
-  local taken = call('HGET', SUMS, rank)
-  if taken then
+  if call('HSETNX', SUMS, rank, token .. ' ' .. contribution) == 0 then
+    local taken = call('HGET', SUMS, rank)
     if string.sub(taken, string.find(taken, ' ', 1, true) + 1) ~= contribution then return {'taken'} end
     return answer(step)
   end
-  call('HSET', SUMS, rank, token .. ' ' .. contribution)
-  call('HDEL', CALLS, rank)
   local count = call('HLEN', SUMS)
-  if count == 1 then call('PEXPIRE', SUMS, text(step.timeout + result_ttl)) end
-  if count == step.world then commit(step) end
+  if count == step.world then
+    commit(step)
+  else
+    call('HDEL', CALLS, rank)
+    if count == 1 then call('PEXPIRE', SUMS, text(step.timeout + result_ttl)) end
+  end
   return answer(step)
 end
 
@@ -389,18 +391,17 @@ local function join(secret, world, terms, timeout, timeout_text, may_open, most_
     step = {
       attempt = attempt, id = token, state = 'o', instance = instance, terms = terms,
       terms_rank = rank, world = world, opened = now, timeout = timeout,
-      timeout_text = timeout_text, timeout_rank = rank, servers = '', due = now + timeout,
+      timeout_text = timeout_text, timeout_rank = rank, servers = ' ' .. server, due = now + timeout,
     }
     call('HSET', STEP, 'attempt', attempt, 'id', token, 'state', 'o', 'instance', instance,
         'terms', terms, 'terms_rank', rank, 'world', text(world), 'opened', text(now),
         'timeout', text(timeout), 'timeout_text', timeout_text, 'timeout_rank', rank,
-        'servers', '', 'due', text(step.due))
+        'servers', step.servers, 'due', text(step.due))
     call('PEXPIRE', STEP, text(timeout + result_ttl))
     call('ZADD', OPEN, text(now + timeout), number)
     keep(OPEN, timeout)
-    call('HSETNX', JOB, 'secret', secret)
-    keep_job()
-    keep(JOB, timeout + result_ttl)
+    keep(JOB, math.max(job_ttl, timeout + result_ttl))
+    keep(ABORTED_ATTEMPTS, job_ttl)
   end
 
   local differs = disagreement(step, terms)
@@ -422,11 +423,12 @@ local function join(secret, world, terms, timeout, timeout_text, may_open, most_
     tick(step)
     if step.state ~= 'o' then return answer(step) end
   end
-  if not string.find(step.servers, ' ' .. server, 1, true) then
-    step.servers = step.servers .. ' ' .. server
-    call('HSET', STEP, 'servers', step.servers)
-  end
-  if contribution ~= '' then return take(step, contribution) end
+  local is_new = not string.find(step.servers, ' ' .. server, 1, true)
+  if is_new then step.servers = step.servers .. ' ' .. server end
+  local taken = contribution ~= '' and take(step, contribution)
+  -- (Where that commits it, nobody has to be told of it any more.)
+  if is_new and step.state == 'o' then call('HSET', STEP, 'servers', step.servers) end
+  if taken then return taken end
   if call('HEXISTS', SUMS, rank) == 0 then
     local value = call('HGET', CALLS, rank)
     if not value or string.sub(value, 1, 1) == 'L' then value = 'T' end
@@ -437,6 +439,11 @@ local function join(secret, world, terms, timeout, timeout_text, may_open, most_
     end
   end
   return answer(step)
+end
+
+if op == 'join' then
+  return join(ARGV[15], tonumber(ARGV[16]), ARGV[17], tonumber(ARGV[18]), ARGV[19], ARGV[20] == '1',
+      tonumber(ARGV[21]), ARGV[22], ARGV[23], ARGV[24])
 end
 
 -- ---- what follows a join ----
@@ -505,10 +512,7 @@ local function check(bury, secret, known_generation, known_over)
   return instead
 end
 
-if op == 'join' then
-  return join(ARGV[15], tonumber(ARGV[16]), ARGV[17], tonumber(ARGV[18]), ARGV[19], ARGV[20] == '1',
-      tonumber(ARGV[21]), ARGV[22], ARGV[23], ARGV[24])
-elseif op == 'contribute' then
+if op == 'contribute' then
   return contribute(ARGV[15])
 elseif op == 'leave' then
   return leave(ARGV[15], tonumber(ARGV[16]), ARGV[17])

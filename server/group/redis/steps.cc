@@ -13,10 +13,6 @@ namespace {
 // Jobs of which it is remembered how far they are, in case Redis forgets it.
 constexpr size_t kMostKnownJobs = 4096;
 
-// How long a join waits for the contribution of a small gradient, which comes at once, to go with
-// it.
-constexpr absl::Duration kJoinWait = absl::Microseconds(100);
-
 absl::Status OutcomeUnknown(const StepId& id, absl::string_view why) {
   return absl::UnavailableError(absl::StrCat(
       id.Describe(), ": ", why, ". What becomes of the attempt is unknown: ask again"));
@@ -72,7 +68,7 @@ void RedisSteps::Remember(const StepId& id) {
   });
 }
 
-void RedisSteps::Join(const CallPointer& call) {
+void RedisSteps::Join(const CallPointer& call, absl::Time came) {
   const std::string name = StepName(call->participant.step);
   StepPointer& step = steps_[name];
   if (step == nullptr) {
@@ -85,7 +81,7 @@ void RedisSteps::Join(const CallPointer& call) {
     return Tell(call, OutcomeUnknown(call->participant.step, link_.reachable().message()));
   }
   call->under_way_ = true;
-  joining_.push_back({call, SteadyNow() + kJoinWait});
+  joining_.push_back({call, came + kJoinWait});
 }
 
 void RedisSteps::SendJoins(absl::Time now) {

@@ -71,7 +71,12 @@ class RedisSteps {
   RedisSteps(const RedisSteps&) = delete;
   RedisSteps& operator=(const RedisSteps&) = delete;
 
-  void Join(const std::shared_ptr<RedisCall>& call);
+  // How long a join waits for the contribution of a small gradient, which comes at once, to go with
+  // it.
+  static constexpr absl::Duration kJoinWait = absl::Microseconds(100);
+
+  // `came`: when the call did.
+  void Join(const std::shared_ptr<RedisCall>& call, absl::Time came);
   void Contribute(const std::shared_ptr<RedisCall>& call, std::string contribution);
   // The call's callback has been taken.
   void Leave(const std::shared_ptr<RedisCall>& call, Going going);
