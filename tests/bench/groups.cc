@@ -9,7 +9,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/time/time.h"
 #include "tests/bench/caller.h"
+#include "tests/bench/distant_port.h"
 #include "tests/bench/gradient.h"
 #include "tests/bench/sections.h"
 #include "tests/server/group/redis/redis_server.h"
@@ -23,12 +25,13 @@ constexpr uint64_t kMessageBytes = uint64_t{1} << 20;
 // What a step may take of them: of each of two ranks, one after another, one when it comes and one
 // when it has contributed. (Small gradients come with their contribution.)
 constexpr int kRoundTrips = 4;
+// To Redis in another building, one way.
+constexpr absl::Duration kDistance = absl::Microseconds(250);
 
 // A connection to Redis on which to measure its round trip.
 class Pinger {
  public:
-  explicit Pinger(const RedisServer& redis)
-      : context_(redisConnect("127.0.0.1", redis.port()), &redisFree) {}
+  explicit Pinger(uint16_t port) : context_(redisConnect("127.0.0.1", port), &redisFree) {}
 
   absl::Status Ping() {
     const std::unique_ptr<void, decltype(&freeReplyObject)> reply(
@@ -154,16 +157,15 @@ absl::Status RunInMemory(Bench& bench) {
   return absl::OkStatus();
 }
 
-absl::Status RunInRedis(Bench& bench) {
-  const RedisServer redis;
-  Pinger pinger(redis);
-  const std::vector<std::string> flags = {
-      absl::StrCat("--group-store=redis://", redis.address().Describe())};
+// port: where Redis is.
+absl::Status RunInRedis(Bench& bench, const std::string& name, uint16_t port) {
+  Pinger pinger(port);
+  const std::vector<std::string> flags = {absl::StrCat("--group-store=redis://127.0.0.1:", port)};
   const absl::StatusOr<RunningServer> one = StartOursWith(bench.folder, flags);
   if (!one.ok()) return one.status();
   const absl::StatusOr<RunningServer> other = StartOursWith(bench.folder, flags);
   if (!other.ok()) return other.status();
-  return RunBoth(Groups(bench, "TCP, Redis", {one->tcp, other->tcp}, &pinger));
+  return RunBoth(Groups(bench, absl::StrCat("TCP, ", name), {one->tcp, other->tcp}, &pinger));
 }
 
 }  // namespace
@@ -171,7 +173,10 @@ absl::Status RunInRedis(Bench& bench) {
 absl::Status RunGroups(Bench& bench) {
   bench.report.BeginSection("groups", "time of a rank's call in a group of two");
   if (absl::Status run = RunInMemory(bench); !run.ok()) return run;
-  return RunInRedis(bench);
+  const RedisServer redis;
+  if (absl::Status run = RunInRedis(bench, "Redis", redis.port()); !run.ok()) return run;
+  const DistantPort distant(redis.port(), kDistance);
+  return RunInRedis(bench, "distant Redis", distant.port());
 }
 
 }  // namespace gradclip::bench

@@ -6,6 +6,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <cstdint>
 #include <string>
 
 #include "absl/strings/str_cat.h"
@@ -16,7 +17,7 @@ namespace gradclip {
 // Listens on a free port of the loopback interface; who connects waits for Accept(). Thread-safe.
 class Listener {
  public:
-  Listener() : socket_(socket(AF_INET, SOCK_STREAM, 0)) {
+  Listener() : socket_(::socket(AF_INET, SOCK_STREAM, 0)) {
     address_.sin_family = AF_INET;
     address_.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     EXPECT_EQ(bind(socket_, reinterpret_cast<sockaddr*>(&address_), sizeof(address_)), 0);
@@ -28,7 +29,9 @@ class Listener {
 
   int Accept() const { return accept(socket_, nullptr, nullptr); }  // negative once it is shut down
   void Shutdown() const { shutdown(socket_, SHUT_RDWR); }
-  std::string address() const { return absl::StrCat("127.0.0.1:", ntohs(address_.sin_port)); }
+  int socket() const { return socket_; }
+  uint16_t port() const { return ntohs(address_.sin_port); }
+  std::string address() const { return absl::StrCat("127.0.0.1:", port()); }
 
  private:
   const int socket_;
