@@ -1,6 +1,7 @@
 #include "client/command/flags.h"
 
 #include <cmath>
+#include <cstdlib>
 #include <limits>
 #include <utility>
 
@@ -10,6 +11,7 @@
 #include "absl/strings/str_join.h"
 #include "client/command/output.h"
 #include "server/options/bytes.h"
+#include "server/wire/trace_context.h"
 
 namespace gradclip {
 namespace {
@@ -75,6 +77,10 @@ CallOptions ServerFlags::call() const {
   CallOptions options;
   // AddTo() has checked it.
   absl::ParseDuration(timeout, &options.timeout);
+  // What starts a process within a trace says so in this variable; the standard has what is not
+  // sound ignored.
+  const char* const trace = std::getenv("TRACEPARENT");
+  if (trace != nullptr && ParseTraceparent(trace).has_value()) options.traceparent = trace;
   return options;
 }
 

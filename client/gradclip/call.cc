@@ -15,6 +15,7 @@
 #include "grpcpp/completion_queue.h"
 #include "grpcpp/generic/generic_stub.h"
 #include "grpcpp/support/status.h"
+#include "server/wire/trace_context.h"
 
 namespace gradclip {
 namespace {
@@ -45,6 +46,11 @@ absl::Status FromGrpc(const grpc::Status& status) {
         "(--max-message-bytes there); it says: %s",
         status.error_message()));
   }
+  // gRPC's at a server that stops, for a call that nobody there has seen (grpc/grpc#41785). It is not
+  // ours: who cancels here returns another status.
+  if (status.error_code() == grpc::StatusCode::CANCELLED && status.error_message() == "CANCELLED") {
+    return absl::UnavailableError("the server stopped before it took the call");
+  }
   // gRPC's for a connection that ended amid a call, sometimes, or on which nobody speaks gRPC.
   if (status.error_code() == grpc::StatusCode::UNKNOWN &&
       (absl::StartsWith(status.error_message(), "Stream removed") ||
@@ -59,9 +65,14 @@ absl::Status FromGrpc(const grpc::Status& status) {
 // The events of one call. Outlives the reader and writer over it.
 class CallEvents {
  public:
-  CallEvents(Connection& connection, absl::Time deadline)
-      : connection_(connection), give_up_(deadline + kGrace) {
-    if (deadline != absl::InfiniteFuture()) context_.set_deadline(absl::ToChronoTime(deadline));
+  CallEvents(Connection& connection, const CallTerms& terms)
+      : connection_(connection), give_up_(terms.deadline + kGrace) {
+    if (terms.deadline != absl::InfiniteFuture()) {
+      context_.set_deadline(absl::ToChronoTime(terms.deadline));
+    }
+    if (!terms.traceparent.empty()) {
+      context_.AddMetadata(kTraceparent, std::string(terms.traceparent));
+    }
     if (!connection.token().empty()) {
       context_.AddMetadata("authorization", absl::StrCat("Bearer ", connection.token()));
     }
@@ -121,9 +132,9 @@ class CallEvents {
 };
 
 absl::Status Stream(Connection& connection, const std::string& method,
-                    const grpc::ByteBuffer& start, Outgoing& outgoing, absl::Time deadline,
+                    const grpc::ByteBuffer& start, Outgoing& outgoing, const CallTerms& terms,
                     const StreamHandlers& handlers) {
-  CallEvents events(connection, deadline);
+  CallEvents events(connection, terms);
   // The call's headers leave with the start message. (Data can't leave with it: gRPC writes at once
   // where a stream begins, whatever the hints.)
   events.context().set_initial_metadata_corked(true);
@@ -190,8 +201,13 @@ absl::Status Stream(Connection& connection, const std::string& method,
 }  // namespace
 
 absl::Status RunStream(Connection& connection, const std::string& method,
-                       const grpc::ByteBuffer& start, Outgoing& outgoing, absl::Time deadline,
+                       const grpc::ByteBuffer& start, Outgoing& outgoing, const CallTerms& terms,
                        const StreamHandlers& handlers) {
+  if (!terms.traceparent.empty() && !ParseTraceparent(terms.traceparent).has_value()) {
+    return absl::InvalidArgumentError(
+        "CallOptions::traceparent is not as W3C Trace Context has it: "
+        "00-TRACE_ID-SPAN_ID-FLAGS, in lower-case hexadecimal");
+  }
   // What was never written goes with the call. What the socket was taking comes back within
   // moments, or by force.
   const absl::Cleanup take_back = [&] {
@@ -199,13 +215,13 @@ absl::Status RunStream(Connection& connection, const std::string& method,
     connection.Cut();
     outgoing.AwaitReturn(absl::InfiniteDuration());
   };
-  return Stream(connection, method, start, outgoing, deadline, handlers);
+  return Stream(connection, method, start, outgoing, terms, handlers);
 }
 
 absl::Status RunUnary(Connection& connection, const std::string& method,
-                      const grpc::ByteBuffer& request, absl::Time deadline,
+                      const grpc::ByteBuffer& request, const CallTerms& terms,
                       grpc::ByteBuffer& response) {
-  CallEvents events(connection, deadline);
+  CallEvents events(connection, terms);
   grpc::GenericStub stub(connection.channel());
   const auto call = stub.PrepareUnaryCall(&events.context(), method, request, &events.queue());
   call->StartCall();

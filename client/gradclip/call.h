@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
@@ -33,18 +34,24 @@ struct StreamHandlers {
   absl::FunctionRef<absl::Status(grpc::ByteBuffer& message, uint64_t sent_bytes)> on_reply;
 };
 
+// What goes with a call.
+struct CallTerms {
+  absl::Time deadline;
+  std::string_view traceparent = {};  // as CallOptions has it
+};
+
 // Sends `start` and all of `outgoing` to `method` ("/package.Service/Method") and hands every
 // reply over as it comes, while it still writes. The status is the server's wherever it gave one,
 // else the transport's. At the deadline DEADLINE_EXCEEDED, for which the connection is cut where
 // the server does not take what gRPC is writing. When it returns, nothing of the gradient is held
 // by gRPC. INTERNAL where the server said OK before it had taken everything.
 absl::Status RunStream(Connection& connection, const std::string& method,
-                       const grpc::ByteBuffer& start, Outgoing& outgoing, absl::Time deadline,
+                       const grpc::ByteBuffer& start, Outgoing& outgoing, const CallTerms& terms,
                        const StreamHandlers& handlers);
 
 // Sends one request and receives one response. Deadline and status as RunStream.
 absl::Status RunUnary(Connection& connection, const std::string& method,
-                      const grpc::ByteBuffer& request, absl::Time deadline,
+                      const grpc::ByteBuffer& request, const CallTerms& terms,
                       grpc::ByteBuffer& response);
 
 }  // namespace gradclip

@@ -102,8 +102,8 @@ absl::StatusOr<NormAnswer> Client::ComputeNorm(std::span<const Tensor> tensors,
     NormReply reply;
     const auto on_sent = [&](uint64_t sent) { progress.Report(sent); };
     const auto on_reply = [&](grpc::ByteBuffer& message, uint64_t) { return reply.Take(message); };
-    absl::Status ended =
-        RunStream(connection, kComputeNorm, start, payload, deadline, {on_sent, on_reply});
+    absl::Status ended = RunStream(connection, kComputeNorm, start, payload,
+                                   {deadline, call.traceparent}, {on_sent, on_reply});
     if (ended.ok()) ended = reply.CheckComplete();
     if (ended.ok()) answer = AnswerOf(reply.result());
     return ended;
@@ -151,8 +151,8 @@ absl::StatusOr<ClipAnswer> Client::Clip(std::span<const Tensor> tensors, const C
           }
           return taken;
         };
-        absl::Status ended =
-            RunStream(connection, kClipGradNorm, start, payload, deadline, {on_sent, on_reply});
+        absl::Status ended = RunStream(connection, kClipGradNorm, start, payload,
+                                       {deadline, call.traceparent}, {on_sent, on_reply});
         if (ended.ok()) ended = reply.CheckComplete();
         changed = reply.written_bytes() > 0;
         if (ended.ok()) {
@@ -194,7 +194,7 @@ absl::Status Client::CheckHealth(const CallOptions& call) {
     const grpc::Slice every_service;  // HealthCheckRequest with the empty name
     grpc::ByteBuffer answer;
     const absl::Status ended =
-        RunUnary(connection, kHealthCheck, grpc::ByteBuffer(&every_service, 1), deadline, answer);
+        RunUnary(connection, kHealthCheck, grpc::ByteBuffer(&every_service, 1), {deadline}, answer);
     return ended.ok() ? HealthOf(answer) : ended;
   });
 }

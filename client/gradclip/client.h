@@ -144,6 +144,10 @@ struct CallOptions {
   // Over all tries. At its end the call returns DEADLINE_EXCEEDED, within about 0.1 s even where
   // the server has stopped reading. (The system's look-up of a host name is not cut short.)
   absl::Duration timeout = absl::InfiniteDuration();
+  // The trace that the call belongs to, which the server's log then names: W3C Trace Context's
+  // "00-TRACE_ID-SPAN_ID-FLAGS", with the caller's span. INVALID_ARGUMENT where it is not. Empty:
+  // none is sent.
+  std::string traceparent = {};
   // Called on the calling thread as bytes go out and come back; both count up to bytes_total, which
   // is the gradient's bytes, or twice them where they may come back. A new try starts again at 0.
   // An exception that it throws ends the call and passes through it; the memory is then as after an

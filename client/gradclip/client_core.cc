@@ -83,7 +83,7 @@ absl::StatusOr<ServerInfo> AskServerInfo(Connection& connection, absl::Time dead
   const grpc::Slice nothing;
   grpc::ByteBuffer answer;
   const absl::Status ended =
-      RunUnary(connection, kGetServerInfo, grpc::ByteBuffer(&nothing, 1), deadline, answer);
+      RunUnary(connection, kGetServerInfo, grpc::ByteBuffer(&nothing, 1), {deadline}, answer);
   if (!ended.ok()) return ended;
   v1::GetServerInfoResponse response;
   if (absl::Status parsed = Parse(answer, response); !parsed.ok()) return parsed;

@@ -150,8 +150,8 @@ absl::StatusOr<NormAnswer> SharedCalls::ComputeNorm(const NormOptions& options,
               const auto on_reply = [&](grpc::ByteBuffer& message, uint64_t) {
                 return reply.Take(message);
               };
-              absl::Status ended =
-                  RunStream(connection, kComputeNorm, start, ranges, deadline, {on_sent, on_reply});
+              absl::Status ended = RunStream(connection, kComputeNorm, start, ranges,
+                                             {deadline, call.traceparent}, {on_sent, on_reply});
               if (ended.ok()) ended = reply.CheckComplete();
               if (ended.ok()) answer = AnswerOf(reply.result());
               return ended;
@@ -187,8 +187,8 @@ absl::StatusOr<ClipAnswer> SharedCalls::Clip(const ClipOptions& options, const C
         const auto on_reply = [&](grpc::ByteBuffer& message, uint64_t) {
           return reply.Take(message, /*sent_bytes=*/0);
         };
-        absl::Status ended =
-            RunStream(connection, kClipGradNorm, start, ranges, deadline, {on_sent, on_reply});
+        absl::Status ended = RunStream(connection, kClipGradNorm, start, ranges,
+                                       {deadline, call.traceparent}, {on_sent, on_reply});
         if (ended.ok()) ended = reply.CheckComplete();
         if (ended.ok()) answer = AnswerOf(reply.result());
         changed = !ended.ok() && in_place && !ChangedNothing(ended, reply, ranges);

@@ -126,6 +126,11 @@ std::string FormatCall(LogFormat format, absl::Time time, const CallRecord& call
     line["rpc"] = call.rpc;
     line["peer"] = call.peer;
     if (!call.caller.empty()) line["caller"] = call.caller;
+    if (const std::optional<TraceContext>& trace = call.trace; trace.has_value()) {
+      line["trace_id"] = trace->trace_id;
+      line["span_id"] = trace->span_id;
+      line["trace_flags"] = trace->flags;
+    }
     line["bytes_in"] = call.bytes_in;
     line["bytes_out"] = call.bytes_out;
     line["shared_bytes"] = call.shared_bytes;
@@ -163,6 +168,9 @@ std::string FormatCall(LogFormat format, absl::Time time, const CallRecord& call
     absl::StrAppend(&line, "coefficient ", TextNumber(*call.coefficient), ", ");
   }
   if (!call.backend.empty()) absl::StrAppend(&line, View(call.backend), ", ");
+  if (const std::optional<TraceContext>& trace = call.trace; trace.has_value()) {
+    absl::StrAppend(&line, "trace ", trace->trace_id, " span ", trace->span_id, ", ");
+  }
   absl::StrAppendFormat(&line, "%.1f ms, %s", call.milliseconds, code);
   if (!call.status.message().empty()) {
     absl::StrAppend(&line, ": ", absl::Utf8SafeCEscape(call.status.message()));

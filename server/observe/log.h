@@ -20,6 +20,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
+#include "server/wire/trace_context.h"
 
 namespace gradclip {
 
@@ -72,6 +73,7 @@ struct CallRecord {
   std::optional<GroupRecord> group;   // where it was of one
   std::optional<double> norm;         // total norm, where one was found
   std::optional<double> coefficient;  // where one was found
+  std::optional<TraceContext> trace;  // where the caller said
   std::string_view backend;           // "cpu/avx2"; empty where none worked
   double milliseconds = 0;            // from the call's arrival to its end
   absl::Status status;

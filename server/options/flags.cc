@@ -195,6 +195,10 @@ const std::vector<Flag>& AllFlags() {
       {"reflection", "",
        "Whether the reflection service tells tools such as grpcurl what can be called.",
        "true, or false with --tls-cert", false, Switch(&Options::reflection)},
+      {"channelz", "",
+       "Whether gRPC's channelz service tells whoever can connect, without a token, of the\n"
+       "server's connections and how many calls and messages there were: to find faults with.",
+       "false", false, Switch(&Options::channelz)},
       {"insecure", "",
        "Allow --listen beyond this machine without TLS: gradients and tokens can then be read, "
        "and\n"

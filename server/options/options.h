@@ -48,6 +48,8 @@ struct Options {
 
   // Whether the reflection service is there. Default: where there is no TLS.
   bool reflection = true;
+  // Whether the channelz service is there, and gRPC counts for it.
+  bool channelz = false;
 
   // Whether to listen beyond this machine without TLS.
   bool insecure = false;

@@ -545,6 +545,7 @@ void Call::OnEnded() {
   record.peer = peer_;
   record.caller = caller_.identity;
   record.rpc = rpc_;
+  record.trace = TraceOf(*context_);
   record.bytes_in = session_.received_bytes() - session_.shared_bytes();
   record.shared_bytes = session_.shared_bytes();
   record.bytes_out = bytes_out_;

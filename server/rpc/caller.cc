@@ -1,5 +1,6 @@
 #include "server/rpc/caller.h"
 
+#include <iterator>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -64,6 +65,12 @@ absl::StatusOr<Caller> CallerOf(const grpc::ServerContextBase& context,
   Caller caller{.identity = *std::move(identity), .account = {}};
   caller.account = caller.identity.empty() ? HostOf(context) : caller.identity;
   return caller;
+}
+
+std::optional<TraceContext> TraceOf(const grpc::ServerContextBase& context) {
+  const auto [first, last] = context.client_metadata().equal_range(kTraceparent);
+  if (first == last || std::next(first) != last) return std::nullopt;  // only one has a meaning
+  return ParseTraceparent({first->second.data(), first->second.size()});
 }
 
 absl::StatusOr<Entry> Enter(const Caller& caller, const Environment& environment) {

@@ -5,12 +5,14 @@
 #include <grpcpp/grpcpp.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/status/statusor.h"
 #include "server/rpc/call_limits.h"
 #include "server/rpc/environment.h"
 #include "server/security/allow_list.h"
+#include "server/wire/trace_context.h"
 
 namespace gradclip {
 
@@ -31,6 +33,10 @@ std::string HostOf(const grpc::ServerContextBase& context);
 // no token.
 absl::StatusOr<Caller> CallerOf(const grpc::ServerContextBase& context,
                                 const Environment& environment);
+
+// What the caller says of the trace that the call belongs to, where it says something that is
+// sound.
+std::optional<TraceContext> TraceOf(const grpc::ServerContextBase& context);
 
 // What a call that may be made has.
 struct Entry {

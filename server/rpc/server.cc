@@ -1,6 +1,7 @@
 #include "server/rpc/server.h"
 
 #include <grpc/grpc.h>
+#include <grpcpp/ext/channelz_service_plugin.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/impl/server_builder_option.h>
 #include <grpcpp/resource_quota.h>
@@ -33,8 +34,9 @@ constexpr uint64_t kTransportMessageFactor = 4;
 // off. Only a peer that runs out of processor time needs more than milliseconds.
 constexpr absl::Duration kTimeToHear = absl::Seconds(1);
 
-// Of gRPC's reflection service, which keeps one for every stream. All else needs none of these.
-constexpr int kMaxReflectionThreads = 8;
+// Of gRPC's own services: reflection, which keeps one for every stream, and channelz. All else
+// needs none of these.
+constexpr int kMaxPluginThreads = 8;
 
 // Clients that ask more often whether the server is there are sent away (ENHANCE_YOUR_CALM).
 constexpr absl::Duration kLeastBetweenPings = absl::Seconds(10);
@@ -102,20 +104,28 @@ v1::GetServerInfoResponse DescribeServer(const Options& options, const Backend& 
   return info;
 }
 
-// Whether a server has gRPC's reflection service. Every server of a program that is linked to it
-// would have.
-class Reflection : public grpc::ServerBuilderOption {
+// Which of gRPC's own services a server has. Every server of a program would have reflection, once
+// that is linked, and channelz, once one has had it.
+class PluginServices : public grpc::ServerBuilderOption {
  public:
-  explicit Reflection(bool wanted) : wanted_(wanted) {}
-  void UpdateArguments(grpc::ChannelArguments* /*arguments*/) override {}
+  // REQUIRES: where channelz is wanted, grpc::channelz::experimental::InitChannelzService() was
+  // called before the builder was made.
+  PluginServices(bool reflection, bool channelz) : reflection_(reflection), channelz_(channelz) {}
+
+  void UpdateArguments(grpc::ChannelArguments* arguments) override {
+    arguments->SetInt(GRPC_ARG_ENABLE_CHANNELZ, channelz_ ? 1 : 0);
+  }
   void UpdatePlugins(std::vector<std::unique_ptr<grpc::ServerBuilderPlugin>>* plugins) override {
-    plugins->clear();
-    if (!wanted_) return;
+    std::erase_if(*plugins, [this](const std::unique_ptr<grpc::ServerBuilderPlugin>& plugin) {
+      return plugin->name() == "channelz_service" ? !channelz_ : true;
+    });
+    if (!reflection_) return;
     plugins->push_back(std::make_unique<grpc::reflection::ProtoServerReflectionPlugin>());
   }
 
  private:
-  const bool wanted_;
+  const bool reflection_;
+  const bool channelz_;
 };
 
 int Milliseconds(absl::Duration duration) {
@@ -132,7 +142,7 @@ void SetLimits(const Options& options, grpc::ServerBuilder& builder) {
   builder.SetCompressionAlgorithmSupportStatus(GRPC_COMPRESS_GZIP, false);
   grpc::ResourceQuota quota("connections");
   if (options.max_transport_bytes > 0) quota.Resize(options.max_transport_bytes);
-  quota.SetMaxThreads(kMaxReflectionThreads);
+  quota.SetMaxThreads(kMaxPluginThreads);
   builder.SetResourceQuota(quota);
   const auto set = [&](const char* argument, uint64_t value) {
     builder.AddChannelArgument(argument, static_cast<int>(std::min<uint64_t>(value, INT32_MAX)));
@@ -267,6 +277,7 @@ absl::Status Server::Listen(const Options& options) {
   const bool unix_sockets = std::any_of(listeners.begin(), listeners.end(),
                                         [](const Listener& one) { return one.is_unix(); });
 
+  if (options.channelz) grpc::channelz::experimental::InitChannelzService();
   grpc::ServerBuilder builder;
   SetLimits(options, builder);
   connections_ = std::make_unique<Connections>(
@@ -275,7 +286,7 @@ absl::Status Server::Listen(const Options& options) {
   builder.RegisterService(&service_);
   builder.RegisterService(&health_);
   builder.RegisterCallbackGenericService(&unknown_methods_);
-  builder.SetOption(std::make_unique<Reflection>(options.reflection));
+  builder.SetOption(std::make_unique<PluginServices>(options.reflection, options.channelz));
   server_ = builder.BuildAndStart();
   if (server_ == nullptr) return absl::UnavailableError("gRPC could not start the server");
   acceptor_ = std::make_unique<Acceptor>(

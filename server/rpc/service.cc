@@ -38,6 +38,7 @@ class Service::GetServerInfoCall final : public ShortCall {
     record_.call_id = environment.next_call_id.fetch_add(1, std::memory_order_relaxed);
     record_.peer = peer_;
     record_.rpc = "GetServerInfo";
+    record_.trace = TraceOf(*context);
   }
 
  private:

@@ -42,6 +42,22 @@ TEST_F(Command, MeasuresRealGradients) {
   }
 }
 
+TEST_F(Command, TellsTheServerWhichTraceItRunsIn) {
+  const std::string trace = "4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7";
+  for (const std::string& variable :
+       {"TRACEPARENT=00-" + trace + "-01", std::string("TRACEPARENT=not one")}) {
+    Process process("gradclip", WithServer({"norm", kGradients + "step-001.safetensors"}),
+                    {variable});
+    EXPECT_EQ(process.Wait(), 0) << process.err();
+  }
+  server_.process().Signal(SIGTERM);
+  EXPECT_EQ(server_.process().Wait(), 0);
+  const std::string& log = server_.process().err();
+  const std::string says = "trace 4bf92f3577b34da6a3ce929d0e0e4736 span 00f067aa0ba902b7, ";
+  EXPECT_THAT(log, HasSubstr(says));
+  EXPECT_EQ(log.find("trace "), log.rfind("trace "));
+}
+
 // A .safetensors file as a call: the head that no call changes, and what the head declares.
 struct RealGradient {
   explicit RealGradient(const std::string& file) {

@@ -121,6 +121,22 @@ TEST_F(ClientTest, SendsTheGradientAndAnswersWithTheNorm) {
   EXPECT_EQ(received.data(), BytesOf(a) + BytesOf(b));
 }
 
+TEST_F(ClientTest, SendsNoTraceThatIsNone) {
+  server_.compute_norm = [](NormStream& stream, v1::ComputeNormResponse&) {
+    ReadAll(stream);
+    return grpc::Status::OK;
+  };
+  std::vector<float> a = Numbers(3);
+  const std::vector<Tensor> gradient = {TensorOf("a", a)};
+  CallOptions call;
+  call.traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+  EXPECT_TRUE(client_.ComputeNorm(gradient, {}, call).ok());
+  call.traceparent += "\n";
+  const absl::Status refused = client_.ComputeNorm(gradient, {}, call).status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(refused.message(), HasSubstr("CallOptions::traceparent"));
+}
+
 TEST_F(ClientTest, SendsTheSameStreamInMessagesOfEverySize) {
   std::vector<float> a = Numbers(3), b = Numbers(20000), c = Numbers(1);
   const std::vector<Tensor> gradient = {TensorOf("a", a), TensorOf("b", b), TensorOf("c", c)};

@@ -181,6 +181,18 @@ TEST(FormatCall, SaysWhichRankOfAGroupItWas) {
   EXPECT_EQ(line["world_size"], 8);
 }
 
+TEST(FormatCall, SaysWhichTraceItBelongsTo) {
+  CallRecord call = Call();
+  call.trace = {"4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7", "01"};
+  EXPECT_THAT(CallText(call),
+              ::testing::HasSubstr(
+                  ", trace 4bf92f3577b34da6a3ce929d0e0e4736 span 00f067aa0ba902b7, 1.8 ms, OK"));
+  const Json line = Json::parse(FormatCall(LogFormat::kJson, kTime, call));
+  EXPECT_EQ(line["trace_id"], "4bf92f3577b34da6a3ce929d0e0e4736");
+  EXPECT_EQ(line["span_id"], "00f067aa0ba902b7");
+  EXPECT_EQ(line["trace_flags"], "01");
+}
+
 TEST(FormatCall, SaysAllOfACallAsJson) {
   CallRecord call = Call();
   call.bytes_out = 12;

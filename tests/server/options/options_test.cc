@@ -436,6 +436,7 @@ TEST(Options, DefaultsThatHelpStatesAreThoseThatHold) {
                                           "unix-socket-uids",
                                           "allow",
                                           "reflection",
+                                          "channelz",
                                           "max-bytes-per-caller",
                                           "max-calls-per-caller",
                                           "max-waiting-calls-per-caller",

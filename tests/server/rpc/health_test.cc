@@ -1,7 +1,8 @@
-// gRPC's health and reflection services.
+// gRPC's health, reflection and channelz services.
 #include "server/rpc/health.h"
 
 #include <gmock/gmock.h>
+#include <google/protobuf/unknown_field_set.h>
 #include <gtest/gtest.h>
 
 #include <memory>
@@ -169,6 +170,18 @@ TEST_F(ReflectionTest, NamesTheServices) {
   EXPECT_TRUE(call.Finish().ok());
 }
 
+// What tools ask for next.
+TEST_F(ReflectionTest, DescribesTheContract) {
+  Serve();
+  const std::string symbol = "gradclip.v1.GradClip";
+  GenericCall call(channel_, kMethod);
+  // ServerReflectionRequest.file_containing_symbol
+  ASSERT_TRUE(call.WriteLast(std::string("\x22") + static_cast<char>(symbol.size()) + symbol));
+  EXPECT_THAT(call.Read().value_or(""),
+              testing::AllOf(HasSubstr("ClipGradNormResponse"), HasSubstr("GetServerInfo")));
+  EXPECT_TRUE(call.Finish().ok());
+}
+
 TEST_F(ReflectionTest, CanBeOff) {
   options_.reflection = false;
   Serve();
@@ -194,6 +207,60 @@ TEST_F(ReflectionTest, DoesNotStarveTheServer) {
   }
   EXPECT_GT(refused, 0U);
   EXPECT_LT(refused, calls.size());
+}
+
+class ChannelzTest : public ServerTest {
+ protected:
+  // What `field` of `message` says, of fields that are messages, or of a number.
+  static std::string Message(const google::protobuf::UnknownFieldSet& message, int number) {
+    for (int i = 0; i < message.field_count(); ++i) {
+      const google::protobuf::UnknownField& field = message.field(i);
+      if (field.number() != number) continue;
+      if (field.type() == google::protobuf::UnknownField::TYPE_LENGTH_DELIMITED) {
+        return field.length_delimited();
+      }
+      return std::to_string(field.varint());
+    }
+    return "";
+  }
+  static std::string Message(const std::string& serialised, int number) {
+    google::protobuf::UnknownFieldSet message;
+    EXPECT_TRUE(message.ParseFromString(serialised));
+    return Message(message, number);
+  }
+
+  // The response of GetServers; none where there is no such service.
+  std::optional<std::string> GetServers() {
+    GenericCall call(channel_, "/grpc.channelz.v1.Channelz/GetServers");
+    call.WriteLast("");
+    std::optional<std::string> response = call.Read();
+    const grpc::Status status = call.Finish();
+    EXPECT_EQ(status.error_code(),
+              response.has_value() ? grpc::StatusCode::OK : grpc::StatusCode::UNIMPLEMENTED);
+    return response;
+  }
+};
+
+TEST_F(ChannelzTest, IsThereByRequestAlone) {
+  Serve();
+  EXPECT_EQ(GetServers(), std::nullopt);
+  options_.channelz = true;
+  Serve();
+  EXPECT_NE(GetServers(), std::nullopt);
+  // gRPC would go on to give it to every server of the process.
+  options_.channelz = false;
+  Serve();
+  EXPECT_EQ(GetServers(), std::nullopt);
+}
+
+TEST_F(ChannelzTest, CountsCalls) {
+  options_.channelz = true;
+  options_.reflection = false;
+  Serve();
+  for (int i = 0; i < 3; ++i) EXPECT_TRUE(Clip({ClipStart(1, 0)}).status.ok());
+  // GetServersResponse.server.data.calls_started, with the call that asks.
+  const std::string response = GetServers().value_or("");
+  EXPECT_EQ(Message(Message(Message(response, 1), 2), 2), "4");
 }
 
 }  // namespace

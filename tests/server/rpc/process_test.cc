@@ -12,6 +12,7 @@
 #include <chrono>
 #include <csignal>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <sstream>
@@ -27,6 +28,7 @@ namespace {
 
 using testing::HasSubstr;
 using testing::MatchesRegex;
+using testing::Pair;
 using testing::StartsWith;
 
 constexpr char kClipGradNorm[] = "/gradclip.v1.GradClip/ClipGradNorm";
@@ -204,6 +206,37 @@ TEST(ServerProcess, LogsOneLineForEachCallHoweverItEnds) {
     EXPECT_THAT(calls[2 + i]["status_message"].get<std::string>(), HasSubstr(ends[i].says));
     EXPECT_FALSE(calls[2 + i].contains("norm"));
   }
+}
+
+TEST(ServerProcess, LogsTheTraceThatACallBelongsTo) {
+  constexpr char kTrace[] = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+  constexpr char kOther[] = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00";
+  ServerProcess server({"--log-format=json"});
+  const auto stub = v1::GradClip::NewStub(
+      grpc::CreateChannel(server.address(), grpc::InsecureChannelCredentials()));
+  const std::vector<std::vector<std::string>> calls = {
+      {kTrace}, {}, {"00-not-a-trace"}, {kTrace, kOther}, {kOther}};
+  for (const std::vector<std::string>& traces : calls) {
+    grpc::ClientContext context;
+    for (const std::string& trace : traces) context.AddMetadata("traceparent", trace);
+    v1::GetServerInfoResponse info;
+    EXPECT_TRUE(stub->GetServerInfo(&context, {}, &info).ok());
+  }
+  server.process().Signal(SIGTERM);
+  EXPECT_EQ(server.process().Wait(), 0);
+
+  std::map<uint64_t, std::string> logged;  // by call
+  std::istringstream lines(server.process().err());
+  for (std::string text; std::getline(lines, text);) {
+    const nlohmann::json line = nlohmann::json::parse(text);
+    if (!line.contains("rpc")) continue;
+    EXPECT_EQ(line.contains("span_id"), line.contains("trace_id")) << text;
+    logged[line["call_id"]] = line.value("trace_id", "none") + "/" + line.value("span_id", "");
+  }
+  EXPECT_THAT(logged,
+              testing::ElementsAre(Pair(1, "4bf92f3577b34da6a3ce929d0e0e4736/00f067aa0ba902b7"),
+                                   Pair(2, "none/"), Pair(3, "none/"), Pair(4, "none/"),
+                                   Pair(5, "0af7651916cd43dd8448eb211c80319c/b7ad6b7169203331")));
 }
 
 class UnixSocket : public testing::Test {
