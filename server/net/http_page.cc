@@ -41,11 +41,12 @@ std::string Refusal(absl::string_view status, absl::string_view why,
 }  // namespace
 
 HttpPage::HttpPage(Listener listener, std::string path, std::string content_type,
-                   std::function<std::string()> make)
+                   std::function<std::string()> make, milliseconds most_time)
     : listener_(std::move(listener)),
       path_(std::move(path)),
       content_type_(std::move(content_type)),
-      make_(std::move(make)) {}
+      make_(std::move(make)),
+      most_time_(most_time) {}
 
 absl::Status HttpPage::Start() {
   if (!stop_.ok()) return absl::UnavailableError("cannot listen: there are too many open files");
@@ -78,9 +79,9 @@ void HttpPage::Run() {
     }
     int timeout = -1;
     if (wake != steady_clock::time_point::max()) {
-      timeout = static_cast<int>(std::chrono::ceil<milliseconds>(wake - now).count());
+      timeout = static_cast<int>(std::max(std::chrono::ceil<milliseconds>(wake - now), {}).count());
     }
-    if (poll(polled.data(), polled.size(), std::max(timeout, -1)) < 0) continue;  // interrupted
+    if (poll(polled.data(), polled.size(), timeout) < 0) continue;  // interrupted
     if (polled[0].revents != 0) return;
 
     size_t at = 1 + sockets.size();
@@ -107,7 +108,7 @@ void HttpPage::Accept(int socket) {
   if (connections_.size() == kMaxConnections) connections_.pop_front();
   Connection& connection = connections_.emplace_back();
   connection.socket = std::move(accepted);
-  connection.end = steady_clock::now() + kMostTime;
+  connection.end = steady_clock::now() + most_time_;
 }
 
 bool HttpPage::Move(Connection& connection) const {

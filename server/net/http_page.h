@@ -36,9 +36,9 @@ class HttpPage {
   static constexpr std::chrono::seconds kMostTime{10};
 
   // GET and HEAD of `path` ("/metrics") get what `make` returns at that moment, as `content_type`;
-  // other paths 404, and other methods 405.
+  // other paths 404, and other methods 405. `most_time` is for tests.
   HttpPage(Listener listener, std::string path, std::string content_type,
-           std::function<std::string()> make);
+           std::function<std::string()> make, std::chrono::milliseconds most_time = kMostTime);
   ~HttpPage();
 
   HttpPage(const HttpPage&) = delete;
@@ -71,6 +71,7 @@ class HttpPage {
   const std::string path_;
   const std::string content_type_;
   const std::function<std::string()> make_;
+  const std::chrono::milliseconds most_time_;
   const StopSignal stop_;
 
   // The thread's.

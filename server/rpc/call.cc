@@ -578,8 +578,8 @@ void Call::OnEnded() {
     const v1::ClipResult& result = session_.result();
     record.nonfinite_norm = !std::isfinite(result.norm().total_norm());
     record.nonfinite_elements = result.norm().nonfinite_elements();
-    record.clipped = result.clipped();
-    record.skipped = result.skipped();
+    record.clipped = session_.clips() && result.clipped();
+    record.skipped = session_.clips() && result.skipped();
   }
   if (record.status.ok()) {
     record.norm = session_.result().norm().total_norm();

@@ -1,4 +1,5 @@
-// What every call is given. Plain data; all it points to is thread-safe and outlives every call.
+// What every call is given. Plain data, but for Ended(); all it points to is thread-safe and
+// outlives every call.
 #ifndef GRADCLIP_SERVER_RPC_ENVIRONMENT_H_
 #define GRADCLIP_SERVER_RPC_ENVIRONMENT_H_
 

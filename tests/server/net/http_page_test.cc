@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <chrono>
 #include <memory>
 #include <string>
 #include <vector>
@@ -113,6 +114,24 @@ TEST_F(LargeHttpPage, AnswersWhileOthersDoNotRead) {
   }
   EXPECT_EQ(BodyOf(Get()).size(), text_.size());
   EXPECT_EQ(BodyOf(ReadAll(lazy[0])).size(), text_.size());
+}
+
+TEST(HttpPageTime, IsBounded) {
+  absl::StatusOr<Listener> listener = Listener::Open("127.0.0.1:0", std::nullopt);
+  ASSERT_TRUE(listener.ok()) << listener.status();
+  const std::string address = listener->address();
+  const std::string text(size_t{64} << 20, 'x');
+  HttpPage page(
+      *std::move(listener), "/metrics", "text/plain", [&] { return text; },
+      std::chrono::milliseconds(50));
+  ASSERT_TRUE(page.Start().ok());
+  const FileDescriptor silent = Dial(address);
+  const FileDescriptor lazy = Dial(address);
+  Send(lazy, "GET /metrics HTTP/1.1\r\n\r\n");
+  EXPECT_TRUE(IsClosedByPeer(silent));
+  const FileDescriptor another = Dial(address);
+  EXPECT_TRUE(IsClosedByPeer(another));
+  EXPECT_LT(ReadAll(lazy).size(), text.size());
 }
 
 TEST(HttpPageAddress, IsRefusedWhereItIsTaken) {

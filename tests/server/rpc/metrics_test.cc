@@ -236,6 +236,8 @@ TEST_F(ServerMetrics, CountTheOtherCalls) {
   EXPECT_EQ(all.Sum("gradclip_gradient_saved_bytes_total"), 0);
   EXPECT_EQ(all.Value("gradclip_total_norm_sum"), 5);
   EXPECT_EQ(all.Value("gradclip_coefficient_count"), 0);
+  EXPECT_EQ(all.Value("gradclip_clipped_calls_total"), 0);
+  EXPECT_EQ(all.Value("gradclip_skipped_calls_total"), 0);
 }
 
 TEST_F(ServerMetrics, CountErrorsByCode) {
