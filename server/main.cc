@@ -103,6 +103,9 @@ int main(int argc, char** argv) {
   for (const std::string& address : (*server)->addresses()) {
     std::cout << "listening on " << address << std::endl;
   }
+  if (const std::string& address = (*server)->metrics_address(); !address.empty()) {
+    std::cout << "metrics on http://" << address << "/metrics" << std::endl;
+  }
 
   int signal = 0;
   sigwait(&signals, &signal);

@@ -34,6 +34,7 @@ class MemoryStore final : public Store {
   absl::StatusOr<std::shared_ptr<Seat>> Join(const Participant& participant,
                                              OnOutcome on_outcome) override;
   bool spans_servers() const override { return false; }
+  std::vector<Endpoint> endpoints() const override { return {{.name = "memory", .up = true}}; }
   std::string instance() const override { return instance_; }
   void StopOpening() override;
 

@@ -12,6 +12,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -81,6 +82,14 @@ class Store {
 
   // Whether ranks of one step may come to different servers.
   virtual bool spans_servers() const = 0;
+
+  // What the steps are kept in, by name: "memory", or each "HOST:PORT/DB". Up until it is known to
+  // be out of reach.
+  struct Endpoint {
+    std::string name;
+    bool up = false;
+  };
+  virtual std::vector<Endpoint> endpoints() const = 0;
 
   // Another value than before means that steps may be forgotten.
   virtual std::string instance() const = 0;

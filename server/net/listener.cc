@@ -104,14 +104,15 @@ int OpenAll(std::vector<Found> all, std::vector<FileDescriptor>& opened, in_port
 
 }  // namespace
 
-absl::StatusOr<Listener> Listener::Open(const std::string& address,
-                                        std::optional<mode_t> unix_mode) {
+absl::StatusOr<Listener> Listener::Open(const std::string& address, std::optional<mode_t> unix_mode,
+                                        absl::string_view flag) {
   Listener listener;
   absl::string_view rest = address;
   if (absl::ConsumePrefix(&rest, "unix:")) {
     absl::ConsumePrefix(&rest, "//");
     const std::string path(rest);
-    absl::StatusOr<ListeningSocket> socket = ListeningSocket::Listen(path, unix_mode, "--listen");
+    absl::StatusOr<ListeningSocket> socket =
+        ListeningSocket::Listen(path, unix_mode, std::string(flag));
     if (!socket.ok()) {
       const std::string message(socket.status().message());
       absl::string_view why = message;
@@ -125,7 +126,7 @@ absl::StatusOr<Listener> Listener::Open(const std::string& address,
 
   const auto refused = [&](absl::string_view why) {
     return absl::UnavailableError(absl::StrCat("cannot listen on ", address, ": ", why,
-                                               "; choose another address with --listen"));
+                                               "; choose another address with ", flag));
   };
   const size_t colon = address.rfind(':');
   const std::string port = address.substr(colon + 1);

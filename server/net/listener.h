@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "server/net/file_descriptor.h"
 #include "server/net/unix_socket.h"
 
@@ -19,8 +20,9 @@ class Listener {
   // "HOST:PORT", "[IPV6]:PORT" or "unix:PATH". A name is listened to at each of its addresses, with
   // one port. `unix_mode` is the rights of a unix socket's file; none: as umask says. UNAVAILABLE,
   // "cannot listen on ADDRESS: ...", where the address is taken, not this machine's or not
-  // permitted, or the name has none.
-  static absl::StatusOr<Listener> Open(const std::string& address, std::optional<mode_t> unix_mode);
+  // permitted, or the name has none; it names `flag`, which gave the address.
+  static absl::StatusOr<Listener> Open(const std::string& address, std::optional<mode_t> unix_mode,
+                                       absl::string_view flag = "--listen");
 
   // As given, with the port really bound.
   const std::string& address() const { return address_; }

@@ -15,7 +15,8 @@ namespace gradclip {
 class LimitHits {
  public:
   // The limits, each by the name of its flag: "max-calls".
-  static constexpr std::array<absl::string_view, 22> kLimits = {"admission-timeout",
+  static constexpr std::array<absl::string_view, 24> kLimits = {"admission-timeout",
+                                                                "group-admission-timeout",
                                                                 "idle-timeout",
                                                                 "max-bytes-per-caller",
                                                                 "max-call-bytes",
@@ -24,6 +25,7 @@ class LimitHits {
                                                                 "max-connections",
                                                                 "max-connections-per-peer",
                                                                 "max-dimensions",
+                                                                "max-group-bytes",
                                                                 "max-message-bytes",
                                                                 "max-pending-registrations",
                                                                 "max-ranges",

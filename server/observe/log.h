@@ -77,6 +77,15 @@ struct CallRecord {
   std::string_view backend;           // "cpu/avx2"; empty where none worked
   double milliseconds = 0;            // from the call's arrival to its end
   absl::Status status;
+
+  // For metrics, and not in the log's lines.
+  std::string_view reply;       // ClipGradNorm: "gradient", "gradient_if_changed", "coefficient"
+  bool clipped = false;         // as the answer says, or would have said
+  bool skipped = false;         // likewise
+  bool nonfinite_norm = false;  // the total norm is NaN or infinite, whatever the status
+  uint64_t nonfinite_elements = 0;  // of this call's own gradient, once it was complete
+  // With `group`: what the store said became of the step; none where the call left before.
+  std::optional<absl::StatusCode> group_outcome;
 };
 
 class Log {

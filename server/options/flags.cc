@@ -128,6 +128,24 @@ bool IsPort(absl::string_view text) {
          absl::SimpleAtoi(text, &port) && port <= 65535;
 }
 
+// "HOST:PORT" or "[IPV6]:PORT".
+bool IsTcpAddress(absl::string_view text) {
+  const size_t colon = text.rfind(':');
+  if (colon == absl::string_view::npos || !IsPort(text.substr(colon + 1))) return false;
+  const absl::string_view host = text.substr(0, colon);
+  const bool bracketed = absl::StartsWith(host, "[") && absl::EndsWith(host, "]");
+  return bracketed ? host.size() >= 4
+                   : !host.empty() && host.find_first_of(":[],/ ") == absl::string_view::npos;
+}
+
+absl::Status SetMetricsListen(absl::string_view text, Options& options) {
+  if (!IsTcpAddress(text)) {
+    return absl::InvalidArgumentError("HOST:PORT or [IPV6]:PORT, with a port of 0 to 65535");
+  }
+  options.metrics_listen = std::string(text);
+  return absl::OkStatus();
+}
+
 absl::Status AddListen(absl::string_view text, Options& options) {
   absl::string_view rest = text;
   if (absl::ConsumePrefix(&rest, "unix:")) {
@@ -136,15 +154,9 @@ absl::Status AddListen(absl::string_view text, Options& options) {
       return absl::InvalidArgumentError(
           absl::StrCat("unix:PATH with a path of 1 to ", kLongestSocketPath, " bytes"));
     }
-  } else {
-    const size_t colon = rest.rfind(':');
-    const absl::string_view host = rest.substr(0, colon);
-    const bool bracketed = absl::StartsWith(host, "[") && absl::EndsWith(host, "]");
-    if (colon == absl::string_view::npos || !IsPort(rest.substr(colon + 1)) || host.empty() ||
-        (bracketed ? host.size() < 4 : host.find_first_of(":[],/ ") != absl::string_view::npos)) {
-      return absl::InvalidArgumentError(
-          "HOST:PORT, [IPV6]:PORT or unix:PATH, with a port of 0 to 65535");
-    }
+  } else if (!IsTcpAddress(text)) {
+    return absl::InvalidArgumentError(
+        "HOST:PORT, [IPV6]:PORT or unix:PATH, with a port of 0 to 65535");
   }
   if (std::find(options.listen.begin(), options.listen.end(), text) != options.listen.end() &&
       !absl::EndsWith(text, ":0")) {
@@ -350,6 +362,14 @@ const std::vector<Flag>& AllFlags() {
       {"arena-trim-interval", "DURATION",
        "How often memory that no call has used in the meantime is given back to the system.", "60s",
        false, DurationFrom(&Options::arena_trim_interval, absl::Milliseconds(1))},
+      {"metrics-listen", "ADDRESS",
+       "Where to serve metrics for Prometheus, at http://ADDRESS/metrics: HOST:PORT or\n"
+       "[IPV6]:PORT. Port 0 takes any free one. Whoever can connect may read them.",
+       "none: no metrics", false, SetMetricsListen},
+      {"metrics-per-job", "",
+       "Whether there are metrics of each job, too: of the first 100, and of all others together.\n"
+       "Callers choose their jobs' names, which readers of the metrics then see.",
+       "false", false, Switch(&Options::metrics_per_job)},
       {"log-format", "FORMAT",
        "Lines on standard error: text for people, json for one JSON object each.", "text", false,
        OneOf<LogFormat>(&Options::log_format,

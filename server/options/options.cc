@@ -300,6 +300,11 @@ absl::StatusOr<Options> ParseOptions(int argc, const char* const* argv,
         "to "
         "use: there is no TLS (--tls-cert and --tls-key)");
   }
+  if (options.metrics_per_job && options.metrics_listen.empty()) {
+    options.warnings.push_back(absl::StrCat(given["metrics-per-job"].source,
+                                            " has no effect: there are no metrics "
+                                            "(--metrics-listen=HOST:PORT)"));
+  }
   if (!given.contains("reflection")) options.reflection = options.tls_cert.empty();
   if (!given.contains("max-connection-age") && !options.tls_client_ca.empty()) {
     options.max_connection_age = absl::Hours(1);

@@ -171,6 +171,13 @@ struct Options {
   // How often memory that no call used in the meantime is given back to the system; > 0.
   absl::Duration arena_trim_interval = absl::Seconds(60);
 
+  // HOST:PORT or [IPV6]:PORT where metrics are served over HTTP; empty: nowhere. Port 0: any free
+  // one.
+  std::string metrics_listen;
+
+  // Whether there are metrics of each job.
+  bool metrics_per_job = false;
+
   LogFormat log_format = LogFormat::kText;
   LogLevel log_level = LogLevel::kInfo;
 

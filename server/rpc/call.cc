@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <optional>
 
 #include "absl/strings/str_format.h"
@@ -34,6 +35,17 @@ absl::Status QueueIsFull(MemoryBudget::QueueFull full, const BudgetLimits& limit
       absl::StrFormat("no memory is free for this caller, and %d of its calls wait for some, of at "
                       "most %d (--max-waiting-calls-per-caller). %s",
                       limits.max_waiting_per_caller, limits.max_waiting_per_caller, kAdvice));
+}
+
+std::string_view ReplyName(v1::ReplyMode reply) {
+  switch (reply) {
+    case v1::REPLY_GRADIENT:
+      return "gradient";
+    case v1::REPLY_GRADIENT_IF_CHANGED:
+      return "gradient_if_changed";
+    default:
+      return "coefficient";
+  }
 }
 
 }  // namespace
@@ -554,18 +566,27 @@ void Call::OnEnded() {
   if (session_.started()) {
     record.tensors = session_.spec().tensors.size();
     record.backend = environment_.backend.name();
+    if (session_.clips()) record.reply = ReplyName(session_.spec().reply);
     if (const std::optional<Participant>& group = session_.spec().group; group.has_value()) {
       record.group = {group->step.job,  group->step.generation,
                       group->step.step, group->step.attempt,
                       group->rank,      group->world_size};
+      const std::lock_guard lock(mutex_);
+      record.group_outcome = group_outcome_;
     }
+  }
+  if (session_.decided()) {
+    const v1::ClipResult& result = session_.result();
+    record.nonfinite_norm = !std::isfinite(result.norm().total_norm());
+    record.nonfinite_elements = result.norm().nonfinite_elements();
+    record.clipped = session_.clips() && result.clipped();
+    record.skipped = session_.clips() && result.skipped();
   }
   if (record.status.ok()) {
     record.norm = session_.result().norm().total_norm();
     if (session_.clips()) record.coefficient = session_.result().coefficient();
   }
-  environment_.limit_hits.Count(record.status);
-  environment_.log.Call(record);
+  environment_.Ended(record);
 }
 
 }  // namespace gradclip

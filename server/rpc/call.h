@@ -203,8 +203,9 @@ class Call : public Watched, public std::enable_shared_from_this<Call> {
   SteadyTime waiting_since_;
   std::shared_ptr<MemoryBudget::Waiter> waiter_;
   bool cancelled_ = false;
-  bool connection_lost_ = false;  // where cancelled, with a group
-  bool lacks_memory_ = false;     // the call ends because it got none
+  bool connection_lost_ = false;                   // where cancelled, with a group
+  std::optional<absl::StatusCode> group_outcome_;  // what the store said of the step
+  bool lacks_memory_ = false;                      // the call ends because it got none
   bool ended_ = false;
   grpc_call* expiring_ = nullptr;  // a reference held for Expire()
   absl::Status expired_;           // not OK once the call has expired or was broken off

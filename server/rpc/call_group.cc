@@ -17,6 +17,10 @@ bool Call::JoinGroup() {
         self->OnOutcome(std::move(outcome));
       });
   if (!seat.ok()) {
+    {
+      const std::lock_guard lock(mutex_);
+      group_outcome_ = seat.status().code();
+    }
     End(seat.status());
     return false;
   }
@@ -64,6 +68,10 @@ void Call::Contribute() {
 }
 
 void Call::OnOutcome(absl::StatusOr<std::shared_ptr<const Outcome>> outcome) {
+  {
+    const std::lock_guard lock(mutex_);
+    group_outcome_ = outcome.status().code();
+  }
   if (!outcome.ok()) return Break(outcome.status());
   if (!StopWaitingForRanks()) return;
   if (absl::Status concluded = session_.Conclude(**outcome); !concluded.ok()) {

@@ -1,4 +1,5 @@
-// What every call is given. Plain data; all it points to is thread-safe and outlives every call.
+// What every call is given. Plain data, but for Ended(); all it points to is thread-safe and
+// outlives every call.
 #ifndef GRADCLIP_SERVER_RPC_ENVIRONMENT_H_
 #define GRADCLIP_SERVER_RPC_ENVIRONMENT_H_
 
@@ -16,6 +17,7 @@
 #include "server/memory/budget.h"
 #include "server/observe/limit_hits.h"
 #include "server/observe/log.h"
+#include "server/observe/metrics.h"
 #include "server/pool/worker_pool.h"
 #include "server/rpc/call_limits.h"
 #include "server/rpc/connection_guard.h"
@@ -69,6 +71,15 @@ struct Environment {
   absl::Duration idle_timeout;             // --idle-timeout
   absl::Duration group_timeout;            // --group-timeout
   absl::Duration group_admission_timeout;  // --group-admission-timeout
+
+  Metrics* metrics = nullptr;  // null without --metrics-listen
+
+  // What is done with each call that has ended.
+  void Ended(const CallRecord& call) {
+    limit_hits.Count(call.status);
+    if (metrics != nullptr) metrics->Count(call);
+    log.Call(call);
+  }
 
   std::atomic<uint64_t> next_call_id{1};
   std::atomic<uint64_t> group_calls{0};  // in progress, and with a place in their step

@@ -197,6 +197,13 @@ Server::Server(const Options& options, std::unique_ptr<Backend> backend,
           {.streams = options.max_streams_per_connection, .resets_per_second = options.max_resets},
           [this](const std::string& peer) { acceptor_->Cut(peer); }, log, limit_hits_),
       group_admission_(memory_->gradients),
+      metrics_(options.metrics_listen.empty() ? nullptr
+                                              : std::make_unique<Metrics>(Metrics::Means{
+                                                    .version = std::string(ServerVersion()),
+                                                    .backend = std::string(backend_->name()),
+                                                    .per_job = options.metrics_per_job,
+                                                    .limit_hits = limit_hits_,
+                                                    .state = [this] { return State(); }})),
       environment_{.backend = *backend_,
                    .memory = memory_,
                    .log = log_,
@@ -221,7 +228,8 @@ Server::Server(const Options& options, std::unique_ptr<Backend> backend,
                    .admission_timeout = options.admission_timeout,
                    .idle_timeout = options.idle_timeout,
                    .group_timeout = options.group_timeout,
-                   .group_admission_timeout = options.group_admission_timeout},
+                   .group_admission_timeout = options.group_admission_timeout,
+                   .metrics = metrics_.get()},
       service_(environment_, DescribeServer(options, *backend_)),
       health_(environment_, options.open_health),
       unknown_methods_(environment_) {}
@@ -252,7 +260,44 @@ absl::Status Server::Follow(const Options& options) {
   return absl::OkStatus();
 }
 
+absl::Status Server::ServeMetrics(const Options& options) {
+  if (options.metrics_listen.empty()) return absl::OkStatus();
+  absl::StatusOr<Listener> listener =
+      Listener::Open(options.metrics_listen, std::nullopt, "--metrics-listen");
+  if (!listener.ok()) return listener.status();
+  metrics_address_ = listener->address();
+  metrics_page_ =
+      std::make_unique<HttpPage>(*std::move(listener), "/metrics", Metrics::kContentType,
+                                 [this] { return metrics_->Expose(); });
+  return absl::OkStatus();
+}
+
+// Looks, and waits for nothing: each of these is a number, perhaps under a lock that nobody holds
+// for longer than it takes to change it.
+ServerState Server::State() const {
+  ServerState state;
+  state.budget_bytes = memory_->gradients.total_bytes();
+  state.budget_used_bytes = reserved_bytes();
+  state.declarations_bytes = memory_->declarations.total_bytes();
+  state.declarations_used_bytes = memory_->declarations.used_bytes();
+  state.arena_used_bytes = memory_->arenas.used_bytes();
+  state.arena_free_bytes = memory_->arenas.free_bytes();
+  state.calls = calls();
+  state.waiting_calls = waiting_calls();
+  state.group_calls = group_calls();
+  for (Store::Endpoint& endpoint : groups_->endpoints()) {
+    state.group_stores.emplace_back(std::move(endpoint.name), endpoint.up);
+  }
+  state.regions = regions_.regions();
+  state.region_bytes = regions_.bytes();
+  state.connections = connections();
+  state.lost_log_lines = log_.lost_lines();
+  state.draining = watchdog_.closed();
+  return state;
+}
+
 absl::Status Server::Listen(const Options& options) {
+  if (absl::Status served = ServeMetrics(options); !served.ok()) return served;
   if (!options.memory_socket.empty()) {
     absl::StatusOr<std::unique_ptr<MemorySocket>> socket = MemorySocket::Listen(
         {.path = options.memory_socket,
@@ -300,7 +345,8 @@ absl::Status Server::Listen(const Options& options) {
                      {{"first", peer.host}, {"limit", kMaxUnixUsers}});
       },
       log_, limit_hits_);
-  return acceptor_->Start();
+  if (absl::Status started = acceptor_->Start(); !started.ok()) return started;
+  return metrics_page_ == nullptr ? absl::OkStatus() : metrics_page_->Start();
 }
 
 // Context: once gRPC's shutdown has begun, it closes a connection with the last call on it, though

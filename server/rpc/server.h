@@ -16,8 +16,10 @@
 #include "server/group/admission.h"
 #include "server/group/store.h"
 #include "server/net/acceptor.h"
+#include "server/net/http_page.h"
 #include "server/observe/limit_hits.h"
 #include "server/observe/log.h"
+#include "server/observe/metrics.h"
 #include "server/options/options.h"
 #include "server/pool/worker_pool.h"
 #include "server/rpc/call_limits.h"
@@ -46,6 +48,10 @@ class Server {
   // Where it listens, one for each of options.listen, with the port really bound.
   const std::vector<std::string>& addresses() const { return addresses_; }
 
+  // Where metrics are: "127.0.0.1:9090", with the port really bound; empty without
+  // --metrics-listen.
+  const std::string& metrics_address() const { return metrics_address_; }
+
   // How often callers have run into limits; open connections, and calls in progress.
   const LimitHits& limit_hits() const { return limit_hits_; }
   uint64_t connections() const { return acceptor_->connections(); }
@@ -69,6 +75,8 @@ class Server {
 
   absl::Status Follow(const Options& options);  // what the files say
   absl::Status Listen(const Options& options);
+  absl::Status ServeMetrics(const Options& options);
+  ServerState State() const;
 
   const std::unique_ptr<Backend> backend_;
   const std::unique_ptr<Store> groups_;
@@ -83,6 +91,7 @@ class Server {
   std::unique_ptr<Callers> callers_;          // null without --auth-token-file
   std::unique_ptr<Permissions> permissions_;  // null without --allow
   GroupAdmission group_admission_;
+  std::unique_ptr<Metrics> metrics_;  // null without --metrics-listen
   Environment environment_;
   Service service_;
   HealthService health_;
@@ -93,6 +102,8 @@ class Server {
   std::unique_ptr<Connections> connections_;
   std::unique_ptr<grpc::Server> server_;
   std::unique_ptr<Acceptor> acceptor_;  // after server_: nothing is accepted for one that has gone
+  std::string metrics_address_;
+  std::unique_ptr<HttpPage> metrics_page_;  // last, as it looks at all above; null as metrics_
 };
 
 }  // namespace gradclip

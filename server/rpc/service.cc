@@ -66,8 +66,7 @@ class Service::GetServerInfoCall final : public ShortCall {
     record_.status = status;
     record_.milliseconds =
         absl::ToDoubleMilliseconds(absl::FromChrono(std::chrono::steady_clock::now() - begin_));
-    environment_.limit_hits.Count(record_.status);
-    environment_.log.Call(record_);
+    environment_.Ended(record_);
   }
 
   v1::GetServerInfoResponse info_;
@@ -106,6 +105,16 @@ class UnknownMethod final : public ShortCall {
         "there is no method ", absl::Utf8SafeCEscape(method_.substr(0, 256)), " here"));
   }
   void Start() override {}
+
+  // Only counted: a line for each would be a way to fill the log.
+  void OnEnded(const absl::Status& status) override {
+    if (environment_.metrics == nullptr) return;
+    CallRecord record;
+    record.milliseconds =
+        absl::ToDoubleMilliseconds(absl::FromChrono(std::chrono::steady_clock::now() - begin_));
+    record.status = status;
+    environment_.metrics->Count(record);
+  }
 
   const std::string method_;
 };

@@ -356,6 +356,7 @@ absl::Status Session::Conclude(const Outcome& outcome) {
 
 absl::Status Session::Decide(double total_norm, uint64_t nonfinite, const std::string& first) {
   v1::NormResult& norm = *result_.mutable_norm();
+  decided_ = true;
   norm.set_total_norm(total_norm);
   norm.set_group_nonfinite_elements(nonfinite);
   if (spec_.rule.nonfinite == OnNonfinite::kError && !std::isfinite(total_norm)) {

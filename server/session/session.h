@@ -107,6 +107,9 @@ class Session {
   uint64_t received_bytes() const { return received_bytes_; }  // shared ones included
   uint64_t shared_bytes() const { return shared_ == nullptr ? 0 : shared_->bytes(); }
 
+  // Whether the total norm is known, and with it result().norm(), whatever the policy says to it.
+  bool decided() const { return decided_; }
+
   // After HalfClose(), with a group after Conclude() (ComputeNorm: norm() alone is meant).
   const v1::ClipResult& result() const { return result_; }
 
@@ -157,6 +160,7 @@ class Session {
   uint64_t work_bytes_ = 0;
   std::atomic<bool> abandoned_ = false;
 
+  bool decided_ = false;
   v1::ClipResult result_;
   bool assign_zero_ = false;
 

@@ -17,7 +17,8 @@ Process::Process(const std::string& program, std::vector<std::string> arguments,
   std::array<int, 2> out{};
   std::array<int, 2> err{};
   if (pipe2(out.data(), O_CLOEXEC) != 0 || pipe2(err.data(), O_CLOEXEC) != 0) std::abort();
-  const std::string path = std::string(GRADCLIP_BIN_DIR) + "/" + program;
+  std::string path = std::string(GRADCLIP_BIN_DIR) + "/" + program;
+  if (access(path.c_str(), X_OK) != 0) path = program;
   arguments.insert(arguments.begin(), path);
   std::vector<char*> argv;
   for (std::string& argument : arguments) argv.push_back(argument.data());
@@ -35,7 +36,7 @@ Process::Process(const std::string& program, std::vector<std::string> arguments,
     if (getppid() != parent) _exit(1);
     dup2(out[1], STDOUT_FILENO);
     dup2(err[1], STDERR_FILENO);
-    execve(path.c_str(), argv.data(), envp.data());
+    execvpe(path.c_str(), argv.data(), envp.data());
     _exit(127);
   }
   close(out[1]);
@@ -100,6 +101,13 @@ ServerProcess::ServerProcess(std::vector<std::string> arguments,
   const std::string line = process_.ReadLine();
   const std::string prefix = "listening on ";
   if (line.rfind(prefix, 0) == 0) address_ = line.substr(prefix.size());
+}
+
+std::string ServerProcess::ReadMetricsAddress() {
+  const std::string line = process_.ReadLine();
+  const std::string prefix = "metrics on http://";
+  if (line.rfind(prefix, 0) != 0) return "";
+  return line.substr(prefix.size(), line.rfind("/metrics") - prefix.size());
 }
 
 }  // namespace gradclip

@@ -14,8 +14,8 @@ namespace gradclip {
 // started it ends. Not thread-safe.
 class Process {
  public:
-  // `program` is a name in the build's bin folder. `environment`: NAME=value, beside the present
-  // one.
+  // `program` is a name in the build's bin folder, or else one that the shell finds. `environment`:
+  // NAME=value, beside the present one.
   Process(const std::string& program, std::vector<std::string> arguments,
           const std::vector<std::string>& environment = {});
   ~Process();  // kills it where it still runs
@@ -45,6 +45,8 @@ class ServerProcess {
                          const std::vector<std::string>& environment = {});
 
   const std::string& address() const { return address_; }
+  // "127.0.0.1:9090", with --metrics-listen among the arguments; else it never returns.
+  std::string ReadMetricsAddress();
   Process& process() { return process_; }
 
  private:

@@ -111,6 +111,15 @@ void RedisStore::StopOpening() {
   for (const std::unique_ptr<RedisEndpoint>& endpoint : endpoints_) endpoint->StopOpening();
 }
 
+std::vector<Store::Endpoint> RedisStore::endpoints() const {
+  std::vector<Endpoint> all;
+  all.reserve(endpoints_.size());
+  for (const std::unique_ptr<RedisEndpoint>& endpoint : endpoints_) {
+    all.push_back({.name = endpoint->name(), .up = endpoint->reachable()});
+  }
+  return all;
+}
+
 bool RedisStore::reachable() const {
   return std::all_of(endpoints_.begin(), endpoints_.end(),
                      [](const auto& endpoint) { return endpoint->reachable(); });

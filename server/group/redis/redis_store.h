@@ -34,6 +34,7 @@ class RedisStore final : public Store {
   absl::StatusOr<std::shared_ptr<Seat>> Join(const Participant& participant,
                                              OnOutcome on_outcome) override;
   bool spans_servers() const override { return true; }
+  std::vector<Endpoint> endpoints() const override;
   // The same at all servers of the same endpoints. Empty until each of these was reached once.
   std::string instance() const override;
   // Steps are not aborted: other servers finish them.

@@ -32,6 +32,7 @@ class SettledStore final : public Store {
     return std::make_shared<SettledSeat>(*this, *std::move(seat));
   }
   bool spans_servers() const override { return store_->spans_servers(); }
+  std::vector<Endpoint> endpoints() const override { return store_->endpoints(); }
   std::string instance() const override { return store_->instance(); }
   void StopOpening() override { store_->StopOpening(); }
 

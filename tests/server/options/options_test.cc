@@ -63,6 +63,8 @@ TEST(Options, HaveTheirDefaultsWithoutAnyFlag) {
   EXPECT_EQ(options->idle_timeout, absl::Seconds(60));
   EXPECT_EQ(options->drain_timeout, absl::Seconds(30));
   EXPECT_EQ(options->arena_trim_interval, absl::Seconds(60));
+  EXPECT_EQ(options->metrics_listen, "");
+  EXPECT_FALSE(options->metrics_per_job);
   EXPECT_EQ(options->log_format, LogFormat::kText);
   EXPECT_EQ(options->log_level, LogLevel::kInfo);
   EXPECT_THAT(options->warnings, IsEmpty());
@@ -263,6 +265,30 @@ TEST(Options, CheckAddresses) {
   EXPECT_THAT(Error({"--listen=unix:" + std::string(108, 'x')}), HasSubstr("1 to 107 bytes"));
 }
 
+TEST(Options, TakeAnAddressForMetrics) {
+  for (const char* address : {"localhost:0", "0.0.0.0:9090", "[::]:9090"}) {
+    const absl::StatusOr<Options> options = Parse({absl::StrCat("--metrics-listen=", address)});
+    ASSERT_TRUE(options.ok()) << options.status();
+    EXPECT_EQ(options->metrics_listen, address);
+  }
+  for (const char* address : {"9090", ":9090", "localhost:", "localhost:65536", "unix:/run/x",
+                              "::1:9090", "http://localhost:9090", "a:1,b:2"}) {
+    EXPECT_EQ(Error({absl::StrCat("--metrics-listen=", address)}),
+              absl::StrCat("--metrics-listen=", address,
+                           ": expected HOST:PORT or [IPV6]:PORT, with a port of 0 to 65535"));
+  }
+  EXPECT_EQ(Parse({}, {"GRADCLIP_METRICS_LISTEN=[::1]:0"})->metrics_listen, "[::1]:0");
+  EXPECT_EQ(Parse({}, {"GRADCLIP_METRICS_LISTEN="})->metrics_listen, "");
+}
+
+TEST(Options, WarnOfMetricsPerJobWhereThereAreNone) {
+  EXPECT_TRUE(Parse({"--metrics-listen=localhost:0", "--metrics-per-job"})->metrics_per_job);
+  EXPECT_THAT(Parse({"--metrics-listen=localhost:0", "--metrics-per-job"})->warnings, IsEmpty());
+  EXPECT_THAT(Parse({"--metrics-per-job"})->warnings,
+              ElementsAre("--metrics-per-job has no effect: there are no metrics "
+                          "(--metrics-listen=HOST:PORT)"));
+}
+
 TEST(Options, WantTlsForAddressesThatOtherMachinesCanReach) {
   for (const char* address : {"localhost:1", "127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "unix:/x"}) {
     EXPECT_TRUE(Parse({absl::StrCat("--listen=", address)}).ok()) << address;
@@ -443,7 +469,8 @@ TEST(Options, DefaultsThatHelpStatesAreThoseThatHold) {
                                           "max-connections-per-peer",
                                           "max-transport-bytes",
                                           "max-connection-age",
-                                          "group-store-password-file"};
+                                          "group-store-password-file",
+                                          "metrics-listen"};
     if (std::count(std::begin(in_words), std::end(in_words), flag.name) > 0) continue;
     const absl::StatusOr<Options> defaults = Parse({});
     const absl::StatusOr<Options> stated =

@@ -22,6 +22,7 @@
 #include "gradclip/v1/gradclip.grpc.pb.h"
 #include "tests/client/files/file_bytes.h"
 #include "tests/server/net/dial.h"
+#include "tests/server/net/http_get.h"
 
 namespace gradclip {
 namespace {
@@ -118,6 +119,44 @@ TEST(ServerProcess, WritesNothingButItsOwnLinesWhateverClientsSend) {
     calls += line.find(" info call ") != std::string::npos ? 1 : 0;
   }
   EXPECT_EQ(calls, refused.size() + 1);
+}
+
+TEST(ServerProcess, PrintsWhereItsMetricsAre) {
+  ServerProcess server({"--metrics-listen=localhost:0"});
+  const std::string line = server.process().ReadLine();
+  ASSERT_THAT(line, MatchesRegex("metrics on http://localhost:[1-9][0-9]*/metrics"));
+  const std::string port = line.substr(line.rfind(':') + 1, line.rfind('/') - line.rfind(':') - 1);
+  EXPECT_THAT(HttpGet("127.0.0.1:" + port, "/metrics"), HasSubstr("\ngradclip_draining 0\n"));
+  server.process().Signal(SIGTERM);
+  EXPECT_EQ(server.process().Wait(), 0);
+}
+
+TEST(ServerProcess, TakesTheAddressOfItsMetricsFromTheEnvironment) {
+  ServerProcess server({}, {"GRADCLIP_METRICS_LISTEN=127.0.0.1:0"});
+  const std::string address = server.ReadMetricsAddress();
+  EXPECT_THAT(HttpGet(address, "/metrics"), HasSubstr("\nprocess_open_fds "));
+}
+
+TEST(ServerProcess, DoesNotStartWithoutItsMetrics) {
+  ServerProcess first({"--metrics-listen=127.0.0.1:0"});
+  const std::string taken = first.ReadMetricsAddress();
+  Process second("gradclip-server", {"--listen=127.0.0.1:0", "--metrics-listen=" + taken});
+  EXPECT_EQ(second.Wait(), 1);
+  EXPECT_EQ(second.out(), "");
+  EXPECT_EQ(second.err(), "gradclip-server: cannot listen on " + taken +
+                              ": another process listens there; choose another address with "
+                              "--metrics-listen\n");
+  for (const char* bad : {"nonsense", "unix:/run/x", "127.0.0.1", "127.0.0.1:70000"}) {
+    Process refused("gradclip-server",
+                    {"--listen=127.0.0.1:0", std::string("--metrics-listen=") + bad});
+    EXPECT_EQ(refused.Wait(), 1);
+    EXPECT_EQ(refused.err(), std::string("gradclip-server: --metrics-listen=") + bad +
+                                 ": expected HOST:PORT or [IPV6]:PORT, with a port of 0 to "
+                                 "65535\n");
+  }
+  Process not_here("gradclip-server", {"--listen=127.0.0.1:0", "--metrics-listen=host.invalid:0"});
+  EXPECT_EQ(not_here.Wait(), 1);
+  EXPECT_THAT(not_here.err(), HasSubstr("cannot listen on host.invalid:0: "));
 }
 
 TEST(ServerProcess, LogsOneLineForEachCallHoweverItEnds) {
