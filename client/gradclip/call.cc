@@ -46,8 +46,8 @@ absl::Status FromGrpc(const grpc::Status& status) {
         "(--max-message-bytes there); it says: %s",
         status.error_message()));
   }
-  // gRPC's at a server that stops, for a call that nobody there has seen (grpc/grpc#41785). It is not
-  // ours: who cancels here returns another status.
+  // gRPC's at a server that stops, for a call that nobody there has seen (grpc/grpc#41785). It is
+  // not ours: who cancels here returns another status.
   if (status.error_code() == grpc::StatusCode::CANCELLED && status.error_message() == "CANCELLED") {
     return absl::UnavailableError("the server stopped before it took the call");
   }

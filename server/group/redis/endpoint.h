@@ -73,7 +73,7 @@ class RedisEndpoint {
   std::vector<std::function<void()>> tasks_;
   bool woken_ = false;      // for them
   bool timer_set_ = false;  // likewise
-  size_t commands_ = 0;  // of the link, when it was looked at last
+  size_t commands_ = 0;     // of the link, when it was looked at last
   absl::Status reachable_;
   std::string instance_;
   bool is_idle_ = false;
