@@ -62,6 +62,16 @@ absl::Status FromGrpc(const grpc::Status& status) {
   return absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
 }
 
+// gRPC ends the process over metadata that can't be sent.
+absl::Status CheckTerms(const CallTerms& terms) {
+  if (terms.traceparent.empty() || ParseTraceparent(terms.traceparent).has_value()) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(
+      "CallOptions::traceparent is not as W3C Trace Context has it: 00-TRACE_ID-SPAN_ID-FLAGS, in "
+      "lower-case hexadecimal");
+}
+
 // The events of one call. Outlives the reader and writer over it.
 class CallEvents {
  public:
@@ -203,11 +213,7 @@ absl::Status Stream(Connection& connection, const std::string& method,
 absl::Status RunStream(Connection& connection, const std::string& method,
                        const grpc::ByteBuffer& start, Outgoing& outgoing, const CallTerms& terms,
                        const StreamHandlers& handlers) {
-  if (!terms.traceparent.empty() && !ParseTraceparent(terms.traceparent).has_value()) {
-    return absl::InvalidArgumentError(
-        "CallOptions::traceparent is not as W3C Trace Context has it: "
-        "00-TRACE_ID-SPAN_ID-FLAGS, in lower-case hexadecimal");
-  }
+  if (absl::Status sound = CheckTerms(terms); !sound.ok()) return sound;
   // What was never written goes with the call. What the socket was taking comes back within
   // moments, or by force.
   const absl::Cleanup take_back = [&] {
@@ -221,6 +227,7 @@ absl::Status RunStream(Connection& connection, const std::string& method,
 absl::Status RunUnary(Connection& connection, const std::string& method,
                       const grpc::ByteBuffer& request, const CallTerms& terms,
                       grpc::ByteBuffer& response) {
+  if (absl::Status sound = CheckTerms(terms); !sound.ok()) return sound;
   CallEvents events(connection, terms);
   grpc::GenericStub stub(connection.channel());
   const auto call = stub.PrepareUnaryCall(&events.context(), method, request, &events.queue());

@@ -177,7 +177,7 @@ absl::StatusOr<ServerInfo> Client::GetServerInfo(const CallOptions& call) {
   const absl::Time deadline = DeadlineOf(call);
   ServerInfo info;
   const auto ask = [&](Connection& connection, bool&) -> absl::Status {
-    absl::StatusOr<ServerInfo> answer = AskServerInfo(connection, deadline);
+    absl::StatusOr<ServerInfo> answer = AskServerInfo(connection, {deadline, call.traceparent});
     if (!answer.ok()) return answer.status();
     info = *std::move(answer);
     return absl::OkStatus();
@@ -194,7 +194,8 @@ absl::Status Client::CheckHealth(const CallOptions& call) {
     const grpc::Slice every_service;  // HealthCheckRequest with the empty name
     grpc::ByteBuffer answer;
     const absl::Status ended =
-        RunUnary(connection, kHealthCheck, grpc::ByteBuffer(&every_service, 1), {deadline}, answer);
+        RunUnary(connection, kHealthCheck, grpc::ByteBuffer(&every_service, 1),
+                 {deadline, call.traceparent}, answer);
     return ended.ok() ? HealthOf(answer) : ended;
   });
 }

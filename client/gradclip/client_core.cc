@@ -79,11 +79,11 @@ absl::Time DeadlineOf(const CallOptions& call) {
   return absl::Now() + call.timeout;
 }
 
-absl::StatusOr<ServerInfo> AskServerInfo(Connection& connection, absl::Time deadline) {
+absl::StatusOr<ServerInfo> AskServerInfo(Connection& connection, const CallTerms& terms) {
   const grpc::Slice nothing;
   grpc::ByteBuffer answer;
   const absl::Status ended =
-      RunUnary(connection, kGetServerInfo, grpc::ByteBuffer(&nothing, 1), {deadline}, answer);
+      RunUnary(connection, kGetServerInfo, grpc::ByteBuffer(&nothing, 1), terms, answer);
   if (!ended.ok()) return ended;
   v1::GetServerInfoResponse response;
   if (absl::Status parsed = Parse(answer, response); !parsed.ok()) return parsed;

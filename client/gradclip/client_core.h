@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "client/gradclip/call.h"
 #include "client/gradclip/connection.h"
 #include "client/gradclip/connection_pool.h"
 #include "client/gradclip/start_cache.h"
@@ -51,7 +52,7 @@ class ClientCore {
 absl::Time DeadlineOf(const CallOptions& call);
 
 // One GetServerInfo over `connection`.
-absl::StatusOr<ServerInfo> AskServerInfo(Connection& connection, absl::Time deadline);
+absl::StatusOr<ServerInfo> AskServerInfo(Connection& connection, const CallTerms& terms);
 
 }  // namespace gradclip
 

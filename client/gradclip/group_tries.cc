@@ -110,7 +110,7 @@ absl::Status GroupTries::TryAttempt(absl::Time deadline, Run run, bool& changed)
 absl::Status GroupTries::CheckInstance(Connection& connection, absl::Time deadline,
                                        std::string& first) const {
   if (!connection.instance().has_value()) {
-    const absl::StatusOr<ServerInfo> info = AskServerInfo(connection, deadline);
+    const absl::StatusOr<ServerInfo> info = AskServerInfo(connection, {deadline});
     if (!info.ok()) return info.status();
     connection.set_instance(info->instance);
   }

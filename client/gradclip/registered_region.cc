@@ -23,7 +23,7 @@ absl::StatusOr<bool> RegisteredRegion::Ensure(Connection& connection, bool writa
   link_.reset();
   if (Refused()) return false;
   server_ = connection.address();
-  const absl::StatusOr<ServerInfo> info = AskServerInfo(connection, deadline);
+  const absl::StatusOr<ServerInfo> info = AskServerInfo(connection, {deadline});
   if (!info.ok()) return info.status();
   if (info->memory_socket.empty()) {
     return Refuse(absl::FailedPreconditionError(

@@ -105,7 +105,12 @@ void HttpPage::Accept(int socket) {
     }
     return;
   }
-  if (connections_.size() == kMaxConnections) connections_.pop_front();
+  if (connections_.size() == kMaxConnections) {
+    // One that has not asked, rather than one that is being answered.
+    const auto silent = std::find_if(connections_.begin(), connections_.end(),
+                                     [](const Connection& one) { return one.response.empty(); });
+    connections_.erase(silent == connections_.end() ? connections_.begin() : silent);
+  }
   Connection& connection = connections_.emplace_back();
   connection.socket = std::move(accepted);
   connection.end = steady_clock::now() + most_time_;

@@ -197,7 +197,7 @@ void CallMetrics::CollectResults(Families& families) const {
              "Calls whose total norm was NaN or infinite, whatever they were told.",
              Value(nonfinite_));
   AddCounter(families, "gradclip_nonfinite_elements_total",
-             "Elements that were NaN or infinite, of gradients that were complete.",
+             "Elements that were NaN or infinite, of gradients whose total norm was found.",
              Value(nonfinite_elements_));
 }
 

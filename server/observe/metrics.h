@@ -6,7 +6,7 @@
 #ifndef GRADCLIP_SERVER_OBSERVE_METRICS_H_
 #define GRADCLIP_SERVER_OBSERVE_METRICS_H_
 
-#include <prometheus/collectable.h>
+#include <prometheus/metric_family.h>
 
 #include <cstdint>
 #include <functional>
@@ -42,7 +42,7 @@ struct ServerState {
   bool draining = false;
 };
 
-class Metrics final : public prometheus::Collectable {
+class Metrics {
  public:
   struct Means {
     std::string version;
@@ -57,7 +57,7 @@ class Metrics final : public prometheus::Collectable {
   // Once for each call, where it has ended.
   void Count(const CallRecord& call);
 
-  std::vector<prometheus::MetricFamily> Collect() const override;
+  std::vector<prometheus::MetricFamily> Collect() const;
   // The same as text, in Prometheus's format of version 0.0.4.
   std::string Expose() const;
   static constexpr char kContentType[] = "text/plain; version=0.0.4; charset=utf-8";

@@ -573,6 +573,10 @@ void Call::OnEnded() {
                       group->rank,      group->world_size};
       const std::lock_guard lock(mutex_);
       record.group_outcome = group_outcome_;
+      // The store is told of it, and tells the others.
+      if (!group_outcome_.has_value() && lacks_memory_) {
+        record.group_outcome = absl::StatusCode::kResourceExhausted;
+      }
     }
   }
   if (session_.decided()) {

@@ -34,7 +34,7 @@ namespace gradclip {
 namespace {
 
 using nlohmann::json;
-using testing::HasSubstr;
+using testing::ContainsRegex;
 using testing::IsEmpty;
 using testing::Not;
 
@@ -165,6 +165,12 @@ std::vector<std::string> FencedBlocks(const std::string& text, const std::string
   return blocks;
 }
 
+// The queries amid prose.
+std::vector<std::string> QueriesIn(const std::string& text) {
+  static const std::regex kQuery("sum by \\(\\w+\\) \\(rate\\(\\w+\\[\\w+\\]\\)\\)");
+  return {std::sregex_token_iterator(text.begin(), text.end(), kQuery), {}};
+}
+
 std::set<std::string> MetricsIn(const std::string& expression) {
   static const std::regex kName("\\b(gradclip_[a-z_]+|process_[a-z_]+|up)\\b(?=\\{)");
   std::set<std::string> names;
@@ -289,6 +295,10 @@ TEST_F(PrometheusTest, UnderstandsAllOfIt) {
   const std::vector<std::string> queries =
       FencedBlocks(ReadFile(kSource + "server/observe/METRICS.md"), "promql");
   EXPECT_GE(queries.size(), 10);
+  // So have those that the alerts tell an operator to ask. (The README says the same of them.)
+  const std::vector<std::string> asked = QueriesIn(ReadFile(kAlerts));
+  EXPECT_EQ(asked.size(), 2);
+  for (const std::string& query : asked) EXPECT_THAT(Ask(query), Not(IsEmpty())) << query;
   for (const std::string& query : queries) {
     EXPECT_THAT(Ask(query), Not(IsEmpty())) << query;
     EXPECT_THAT(MetricsIn(query), Not(IsEmpty())) << query;
@@ -347,7 +357,9 @@ TEST(PrometheusExposition, IsWellFormedSaysPromtoolWhateverCallersSend) {
     EXPECT_TRUE(caller.Clip(StartOfJob(absl::StrCat("job", i), 1)).ok());
   }
   const std::string exposition = HttpGet(metrics, "/metrics");
-  EXPECT_THAT(exposition, HasSubstr("job_name=\"other\""));
+  EXPECT_THAT(
+      exposition,
+      ContainsRegex("gradclip_job_calls_total\\{job_name=\"other\",result=\"ok\"\\} [1-9]"));
   WriteFile(folder / "metrics", exposition);
   Process promtool("sh", {"-c", "exec promtool check metrics <\"$0\"", folder / "metrics"});
   EXPECT_EQ(promtool.Wait(), 0) << promtool.out() << promtool.err();

@@ -121,6 +121,27 @@ TEST_F(ClientTest, SendsTheGradientAndAnswersWithTheNorm) {
   EXPECT_EQ(received.data(), BytesOf(a) + BytesOf(b));
 }
 
+// What gRPC's servers do to calls that come in the moment in which they stop.
+TEST_F(ClientTest, TriesAgainWhatAServerThatStopsHasCancelled) {
+  std::atomic<int> calls = 0;
+  std::string details = "CANCELLED";
+  server_.compute_norm = [&](NormStream& stream, v1::ComputeNormResponse& response) {
+    ReadAll(stream);
+    response.mutable_norm()->set_total_norm(5);
+    return ++calls == 1 ? grpc::Status(grpc::StatusCode::CANCELLED, details) : grpc::Status::OK;
+  };
+  std::vector<float> a = Numbers(3);
+  const std::vector<Tensor> gradient = {TensorOf("a", a)};
+  const auto answer = client_.ComputeNorm(gradient, {});
+  ASSERT_TRUE(answer.ok()) << answer.status();
+  EXPECT_EQ(calls, 2);
+  // Another cancelled it, and says why.
+  calls = 0;
+  details = "not wanted";
+  EXPECT_EQ(client_.ComputeNorm(gradient, {}).status().code(), absl::StatusCode::kCancelled);
+  EXPECT_EQ(calls, 1);
+}
+
 TEST_F(ClientTest, SendsNoTraceThatIsNone) {
   server_.compute_norm = [](NormStream& stream, v1::ComputeNormResponse&) {
     ReadAll(stream);
@@ -135,6 +156,7 @@ TEST_F(ClientTest, SendsNoTraceThatIsNone) {
   const absl::Status refused = client_.ComputeNorm(gradient, {}, call).status();
   EXPECT_EQ(refused.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(refused.message(), HasSubstr("CallOptions::traceparent"));
+  EXPECT_EQ(client_.CheckHealth(call).code(), absl::StatusCode::kInvalidArgument);
 }
 
 TEST_F(ClientTest, SendsTheSameStreamInMessagesOfEverySize) {

@@ -1,6 +1,7 @@
 // The metrics of a real server: what METRICS.md says is there, and what known calls add to it.
 #include <gmock/gmock.h>
 
+#include <chrono>
 #include <cmath>
 #include <filesystem>
 #include <fstream>
@@ -48,7 +49,7 @@ class ServerMetrics : public GroupTest {
         EXPECT_EQ(all.Sum("gradclip_calls_total"), calls);
         return all;
       }
-      std::this_thread::yield();
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
     }
   }
 
@@ -57,7 +58,7 @@ class ServerMetrics : public GroupTest {
                          const Exposition::Labels& labels = {}) const {
     Exposition all = Scrape();
     while (all.Value(metric, labels) != value && !HasFailure()) {
-      std::this_thread::yield();
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
       all = Scrape();
     }
     return all;
@@ -340,6 +341,31 @@ TEST_F(ServerMetrics, CountTheCallsOfGroups) {
   EXPECT_EQ(all.Value("gradclip_job_calls_total", {{"job_name", "run7"}, {"result", "ok"}}), 2);
   EXPECT_EQ(all.Value("gradclip_job_calls_total", {{"job_name", "run7"}, {"result", "error"}}), 2);
   EXPECT_EQ(all.Value("gradclip_job_clipped_calls_total", {{"job_name", "run7"}}), 2);
+}
+
+TEST_F(ServerMetrics, CountGroupsThatFindNoMemory) {
+  options_.memory_budget = options_.max_call_bytes = uint64_t{20} << 20;
+  options_.group_admission_timeout = absl::Milliseconds(100);
+  Serve();
+  // Too much together, as the ranks reserve in one piece.
+  const std::string gradient(12 << 20, '\1');
+  for (const Reply& reply :
+       RunAll({Start(0, 2, 3 << 20), Start(1, 2, 3 << 20)}, {gradient, gradient})) {
+    EXPECT_EQ(reply.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  }
+  EXPECT_EQ(ScrapeAfter(2).Value("gradclip_group_calls_total", {{"outcome", "no_memory"}}), 2);
+  // Too long a wait for what a call without a group holds.
+  Rank holder = Connect();
+  holder.Write(ClipStart(1, 4 << 20));
+  while (server_->reserved_bytes() == 0) std::this_thread::yield();
+  const std::string small(4 << 20, '\1');
+  for (const Reply& reply :
+       RunAll({Start(0, 2, 1 << 20, 2), Start(1, 2, 1 << 20, 2)}, {small, small})) {
+    EXPECT_EQ(reply.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  }
+  const Exposition all = ScrapeAfter(4);
+  EXPECT_EQ(all.Value("gradclip_group_calls_total", {{"outcome", "no_memory"}}), 4);
+  EXPECT_EQ(all.Sum("gradclip_group_calls_total"), 4);
 }
 
 TEST_F(ServerMetrics, StayWellFormedWhateverCallersSend) {
