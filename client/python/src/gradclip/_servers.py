@@ -20,6 +20,8 @@ _OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
+    # Connecting again waits for the name to be looked up again: every 30 s, by default, at most.
+    ("grpc.dns_min_time_between_resolutions_ms", 100),
     # Who tries again, and when, is decided in _retry.py.
     ("grpc.enable_retries", 0),
     ("grpc.enable_http_proxy", 0),

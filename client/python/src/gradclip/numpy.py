@@ -19,6 +19,8 @@ from gradclip.tensor import Tensor
 
 __all__ = ["clip_by_global_norm", "global_norm"]
 
+Leaves = list[tuple[str, Any]]
+
 _NAMES = ("float32", "float16", "bfloat16", "float64")  # bfloat16 is ml_dtypes'
 
 
@@ -49,29 +51,37 @@ def clip_by_global_norm(
     Returns a tree of the same form (with in_place the given one), and the norm before clipping.
     Raises GradClipError, ValueError, TypeError; the arrays are then as they were.
     """
-    leaves = dict(_leaves(tree, ""))
+    leaves = list(_leaves(tree, ""))
     if in_place:
-        for path, array in leaves.items():
-            if not array.flags.writeable:
-                raise ValueError(f"array {path or 'given'} is read only; in_place writes to it")
+        _check_writable(leaves)
     answer = (client or default_client()).clip(
         _declare(leaves), max_norm, norm_type=norm_type, epsilon=epsilon, nonfinite=nonfinite, group=group)
     clear = answer.skipped and answer.coefficient == 0
     if in_place:
-        for array in leaves.values():
+        for _, array in leaves:
             if clear or answer.coefficient != 1:
                 array[...] = _multiplied(array, answer.coefficient, clear)
         return tree, answer.norm.total_norm
-    clipped = {path: _multiplied(array, answer.coefficient, clear) for path, array in leaves.items()}
-    return _rebuilt(tree, "", clipped), answer.norm.total_norm
+    clipped = (_multiplied(array, answer.coefficient, clear) for _, array in leaves)
+    return _rebuilt(tree, clipped), answer.norm.total_norm
 
 
 def global_norm(
     tree: Any, *, norm_type: float = 2.0, client: Optional[Client] = None, group: Optional[Group] = None
 ) -> float:
     """The norm of all arrays of a tree together. Arguments and errors as of clip_by_global_norm."""
-    arrays = _declare(dict(_leaves(tree, "")))
+    arrays = _declare(list(_leaves(tree, "")))
     return (client or default_client()).compute_norm(arrays, norm_type=norm_type, group=group).total_norm
+
+
+def _check_writable(leaves: Leaves) -> None:
+    seen: dict[int, str] = {}
+    for path, array in leaves:
+        if not array.flags.writeable:
+            raise ValueError(f"array {path or 'given'} is read only; in_place writes to it")
+        first = seen.setdefault(array.__array_interface__["data"][0], path) if array.size else path
+        if first != path:
+            raise ValueError(f"arrays {first} and {path} are the same memory; in_place takes it once")
 
 
 def _children(tree: Any) -> Optional[list[tuple[Any, Any]]]:
@@ -83,13 +93,15 @@ def _children(tree: Any) -> Optional[list[tuple[Any, Any]]]:
 
 
 def _leaves(tree: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Each array with its path, such as ["layer"][0], which is its name in errors."""
+    """Each array with its path, such as layer.0, which is its name in errors."""
     children = _children(tree)
     if children is not None:
         for key, child in children:
-            yield from _leaves(child, f"{path}[{key!r}]")
+            yield from _leaves(child, f"{path}.{key}" if path else str(key))
     elif isinstance(tree, (np.ndarray, np.generic)):
         array = np.asarray(tree)
+        if array is not tree:  # a scalar, which can't be written to
+            array.flags.writeable = False
         if array.dtype.name not in _NAMES:
             raise ValueError(f"array {path or 'given'} is {array.dtype.name}; it must be one of {', '.join(_NAMES)}")
         yield path, array
@@ -97,22 +109,23 @@ def _leaves(tree: Any, path: str) -> Iterator[tuple[str, Any]]:
         raise TypeError(f"{path or 'tree'} is {type(tree).__name__}; it must be an array, dict, list, tuple or None")
 
 
-def _rebuilt(tree: Any, path: str, arrays: Mapping[str, Any]) -> Any:
+def _rebuilt(tree: Any, arrays: Iterator[Any]) -> Any:
+    """A tree of the same form, with the arrays in the order of _leaves."""
     children = _children(tree)
     if children is None:
-        return None if tree is None else arrays[path]
-    built = [(key, _rebuilt(child, f"{path}[{key!r}]", arrays)) for key, child in children]
+        return None if tree is None else next(arrays)
+    built = [(key, _rebuilt(child, arrays)) for key, child in children]
     if isinstance(tree, Mapping):
-        return {key: child for key, child in built}
+        return dict(built)
     values = [child for _, child in built]
     if hasattr(tree, "_fields"):  # a named tuple
         return type(tree)(*values)
     return tuple(values) if isinstance(tree, tuple) else values
 
 
-def _declare(arrays: Mapping[str, Any]) -> list[Tensor]:
+def _declare(leaves: Leaves) -> list[Tensor]:
     declared = []
-    for path, array in arrays.items():
+    for path, array in leaves:
         little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
         data = memoryview(little.reshape(-1).view(np.uint8))
         declared.append(Tensor(data, array.dtype.name, array.shape, path))
@@ -131,4 +144,4 @@ def _multiplied(array: Any, coefficient: float, clear: bool) -> Any:
     in_double = 0 < magnitude < float(info.tiny) or float(info.max) < magnitude < math.inf
     wide = np.float64 if in_double or array.dtype.itemsize == 8 else np.float32
     with np.errstate(all="ignore"):
-        return np.multiply(array, wide(coefficient), dtype=wide).astype(array.dtype, copy=False)
+        return np.asarray(np.multiply(array, wide(coefficient), dtype=wide)).astype(array.dtype, copy=False)

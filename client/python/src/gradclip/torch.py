@@ -121,6 +121,8 @@ def clip_grads_with_norm_(
     grads = [one.grad.detach() for one in _tensors(parameters) if one.grad is not None]
     limit, _ = _check(max_norm, 2.0)
     _declare(grads, written=True)
+    if math.isinf(limit):
+        return
     ratio = limit / (float(total_norm) + _EPSILON)
     _multiply(grads, ratio if math.isnan(ratio) else min(ratio, 1.0), foreach)
 

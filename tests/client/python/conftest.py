@@ -1,0 +1,74 @@
+"""Fixtures: servers of their own for the tests.
+
+GRADCLIP_BIN_DIR names the folder of gradclip-server; by default build/release/bin.
+"""
+
+import ctypes
+import os
+import pathlib
+import signal
+import subprocess
+
+import gradclip
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[3]
+DATA = ROOT / "tests" / "data"
+PROGRAMS = pathlib.Path(os.environ.get("GRADCLIP_BIN_DIR", ROOT / "build" / "release" / "bin"))
+
+
+def die_with_parent():
+    """In a child: it is killed when the test run ends, however that ends."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+class ServerProcess:
+    """A gradclip-server. `address` is where it listens."""
+
+    def __init__(self, *flags, listen="127.0.0.1:0"):
+        self.process = subprocess.Popen(
+            [PROGRAMS / "gradclip-server", f"--listen={listen}", "--log-level=error", *flags],
+            stdout=subprocess.PIPE, text=True, preexec_fn=die_with_parent)
+        line = self.process.stdout.readline()
+        assert line.startswith("listening on "), f"the server said {line!r}"
+        self.address = line.split()[-1]
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+
+
+@pytest.fixture
+def start_server():
+    """start_server(*flags, listen=...): a server for one test."""
+    servers = []
+
+    def start(*flags, **more):
+        servers.append(ServerProcess(*flags, **more))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.kill()
+
+
+@pytest.fixture(scope="session")
+def address():
+    """Of a server that all tests share."""
+    server = ServerProcess()
+    yield server.address
+    server.kill()
+
+
+@pytest.fixture(scope="session")
+def client(address):
+    with gradclip.connect(address, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture
+def default_server(address, monkeypatch):
+    """default_client() is one of the shared server's."""
+    monkeypatch.setenv("GRADCLIP_SERVER", address)
+    monkeypatch.setattr("gradclip.default._client", None)
