@@ -58,13 +58,14 @@ class Group:
 
         more: further fields. Raises ValueError where a variable is missing or no number.
         """
-        numbers = {}
-        for field, variable in (("rank", "RANK"), ("world_size", "WORLD_SIZE")):
-            text = os.environ.get(variable, "")
-            if not text.strip().isdigit():
-                raise ValueError(f'the variable {variable} is "{text}", not a number; a launcher such as torchrun sets it')
-            numbers[field] = int(text)
-        return cls(job, step, **numbers, **more)
+        return cls(job, step, _number("RANK"), _number("WORLD_SIZE"), **more)
+
+
+def _number(variable: str) -> int:
+    text = os.environ.get(variable, "")
+    if not text.strip().isdigit():
+        raise ValueError(f'the variable {variable} is "{text}", not a number; a launcher such as torchrun sets it')
+    return int(text)
 
 
 def to_message(group: Group) -> Any:

@@ -127,7 +127,7 @@ def _declare(leaves: Leaves) -> list[Tensor]:
     declared = []
     for path, array in leaves:
         little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-        data = memoryview(little.reshape(-1).view(np.uint8))
+        data = little.reshape(-1).view(np.uint8).data
         declared.append(Tensor(data, array.dtype.name, array.shape, path))
     return declared
 

@@ -86,7 +86,7 @@ def _declare_one(given: Union[Tensor, ReadableBuffer], index: int) -> Declared:
     if tensor.shape is not None:
         shape = tuple(int(length) for length in tensor.shape)
     elif own:
-        shape = view.shape
+        shape = view.shape or ()
     else:
         shape = (view.nbytes // size,)
     if any(length < 0 for length in shape) or math.prod(shape) * size != view.nbytes:
