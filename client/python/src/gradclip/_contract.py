@@ -45,6 +45,7 @@ GetServerInfoRequest = _message("GetServerInfoRequest")
 GetServerInfoResponse = _message("GetServerInfoResponse")
 Group = _message("Group")
 NormResult = _message("NormResult")
+SharedRanges = _message("SharedRanges")
 
 DTYPE_BFLOAT16 = _number("DType", "DTYPE_BFLOAT16")
 DTYPE_FLOAT16 = _number("DType", "DTYPE_FLOAT16")

@@ -42,7 +42,7 @@ def failure_of(error: grpc.RpcError, server: str) -> Failure:
     """What gRPC's error is. REQUIRES: nobody cancelled the call here."""
     code, details = error.code().name, error.details() or ""
     # gRPC's at a server that stops, for a call that nobody there has seen (grpc/grpc#41785).
-    if code == "CANCELLED" and details in ("CANCELLED", "Cancelled"):
+    if code == "CANCELLED" and details == "CANCELLED":
         return Failure("UNAVAILABLE", "the server stopped before it took the call", server)
     # gRPC's for a connection that ended amid a call, sometimes.
     if code == "UNKNOWN" and details.startswith(("Stream removed", "Error in HTTP transport")):
@@ -61,7 +61,9 @@ class Server:
     address: str
     channel: Any
     reached: bool = False  # it answered, and no call has failed since
-    instance: str = ""  # the process's, when it answered
+    # What it said then.
+    instance: str = ""
+    memory_socket: str = ""
     compute_norm: Any = field(init=False)
     clip_grad_norm: Any = field(init=False)
     get_server_info: Any = field(init=False)
@@ -131,7 +133,7 @@ class Servers:
             if failure.code == "UNAVAILABLE":
                 raise Failure("UNAVAILABLE", f"nobody answers: {failure.details}", server.address) from None
             raise failure from None
-        server.instance = answer.instance
+        server.instance, server.memory_socket = answer.instance, answer.memory_socket
         server.reached = True
 
     def lose(self, server: Server, pass_over: bool) -> None:

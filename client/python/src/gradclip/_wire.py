@@ -8,9 +8,10 @@ from typing import Optional
 from gradclip import _contract
 from gradclip.tensor import Declared
 
-# Field numbers 1 (start) and 2 (data) of both requests, with wire type 2: length and bytes.
+# Field numbers 1 (start), 2 (data) and 3 (shared) of both requests, with wire type 2: length and bytes.
 _START = b"\x0a"
 _DATA = b"\x12"
+_SHARED = b"\x1a"
 
 
 def _varint(value: int) -> bytes:
@@ -25,6 +26,12 @@ def _varint(value: int) -> bytes:
 def start_request(start: bytes, tensors: bytes) -> bytes:
     """A request with a start message, which is given in two parts: a message's fields may come in any order."""
     return b"".join((_START, _varint(len(start) + len(tensors)), tensors, start))
+
+
+def shared_request(token: bytes, offsets: Sequence[int], lengths: Sequence[int]) -> bytes:
+    """A request with the ranges of a region that are the gradient, in bytes."""
+    ranges: bytes = _contract.SharedRanges(region=token, offset=offsets, length=lengths).SerializeToString()
+    return b"".join((_SHARED, _varint(len(ranges)), ranges))
 
 
 def data_requests(tensors: Iterable[Declared], message_bytes: int) -> Iterator[bytes]:

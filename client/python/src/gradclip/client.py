@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Callable, Optional, Type, TypeVar, Union
 
@@ -32,6 +34,8 @@ _REPLIES = {
 }
 
 Answer = TypeVar("Answer")
+# The requests after the first, of a call to this server that may take so many seconds.
+Payload = Callable[[Server, Optional[float]], Iterator[bytes]]
 Tensors = Iterable[Union[Tensor, "ReadableBuffer"]]
 
 
@@ -155,7 +159,25 @@ class Client:
             raise ValueError(f'nonfinite is "{nonfinite}"; it must be one of {", ".join(_POLICIES)}')
         if reply not in _REPLIES:
             raise ValueError(f'reply is "{reply}"; it must be one of {", ".join(_REPLIES)}')
-        declared = declare(tensors)
+        return self._clip(
+            declare(tensors), max_norm, epsilon=epsilon, nonfinite=nonfinite, reply=reply, norm_type=norm_type,
+            pre_scale=pre_scale, per_tensor=per_tensor, group=group)
+
+    def _clip(
+        self,
+        declared: list[Declared],
+        max_norm: float,
+        *,
+        epsilon: float = 1e-6,
+        nonfinite: str = "propagate",
+        reply: str = "coefficient",
+        norm_type: float = 2.0,
+        pre_scale: float = 1.0,
+        per_tensor: bool = False,
+        group: Optional[Group] = None,
+        payload: Optional[Payload] = None,
+    ) -> ClipAnswer:
+        """As clip(). payload: makes the requests after the first; by default the tensors' data."""
         if reply != "coefficient":
             for index, one in enumerate(declared):
                 if one.view.readonly and one.view.nbytes:
@@ -188,7 +210,7 @@ class Client:
                 raise Failure("INTERNAL", f"the server sent {sum(map(len, clipped))} clipped bytes of {expected}", server.address)
             return answer, clipped
 
-        answer, clipped = self._stream(declared, start, group, attempt)
+        answer, clipped = self._stream(declared, start, group, attempt, payload)
         _write(clipped, declared)
         return answer
 
@@ -224,20 +246,24 @@ class Client:
         start: Any,
         group: Optional[Group],
         call: Callable[[Server, Optional[float], Iterator[bytes], Any], Answer],
+        payload: Optional[Payload] = None,
     ) -> Answer:
         if group is not None:
             start.group.CopyFrom(to_message(group))
         first = start_request(start.SerializeToString(), self._declarations.serialise(declared))
 
-        def requests() -> Iterator[bytes]:
-            yield first
-            yield from data_requests(declared, self._message_bytes)
-
         def attempt(server: Server, rest: Optional[float]) -> Answer:
+            begin = time.monotonic()
+            then = data_requests(declared, self._message_bytes) if payload is None else payload(server, rest)
+            if rest is not None:
+                rest = max(rest - (time.monotonic() - begin), 0.001)
             try:
-                return call(server, rest, requests(), self._servers.token.metadata())
+                return call(server, rest, chain((first,), then), self._servers.token.metadata())
             except grpc.RpcError as error:
-                raise failure_of(error, server.address) from None
+                failure = failure_of(error, server.address)
+                if payload is not None and failure.code == "NOT_FOUND":  # shared memory that is to be registered anew
+                    raise Failure("UNAVAILABLE", failure.details, server.address) from None
+                raise failure from None
 
         return _retry.run(
             self._servers, attempt, timeout=self._timeout, retries=self._retries, in_group=group is not None)
