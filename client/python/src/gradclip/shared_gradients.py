@@ -11,6 +11,7 @@ from typing import Any, Callable, Optional, Type, Union
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 from gradclip._region import Refused, Region, Unreachable, lay_out
 from gradclip._servers import Failure, Server
@@ -52,14 +53,13 @@ class SharedGradients:
 
     def __init__(
         self,
-        model: Union[torch.nn.Module, Iterable[Tensor]],
+        model: Union[Module, Iterable[Tensor]],
         *,
         client: Optional[Client] = None,
         require_shared: bool = False,
         server_uids: Collection[int] = (),
     ) -> None:
-        given = model.parameters() if isinstance(model, torch.nn.Module) else model
-        self._parameters = list(dict.fromkeys(one for one in given if one.requires_grad))
+        self._parameters = _parameters_of(model)
         for index, one in enumerate(self._parameters):
             if one.device.type != "cpu" or one.dtype not in DTYPES or one.layout is not torch.strided:
                 raise ValueError(
@@ -190,6 +190,12 @@ class SharedGradients:
         said, self._said = self._said, "" if self._shared else self._refusal
         if self._said not in ("", said):
             warnings.warn(f"gradients are streamed to the server, not shared: {self._said}", stacklevel=3)
+
+
+def _parameters_of(model: Any) -> list[Tensor]:
+    """Those that require gradients, each once."""
+    given = model.parameters() if isinstance(model, Module) else model
+    return list(dict.fromkeys(one for one in given if one.requires_grad))
 
 
 def _gives_memory(parameter: Tensor, view: Tensor) -> Callable[[Any], None]:

@@ -3,7 +3,7 @@
     from gradclip.torch import clip_grad_norm_
     total_norm = clip_grad_norm_(model.parameters(), max_norm=1.0)
 
-Gradients are sent, the coefficient comes back, and torch multiplies them in place. Norm and coefficient are
+On the server's host, SharedGradients saves the sending. Gradients are sent, the coefficient comes back, and torch multiplies them in place. Norm and coefficient are
 GradClip's: exact where torch rounds, overflows or underflows. Otherwise they do what torch's functions are
 documented to do, but for this:
 
@@ -33,6 +33,7 @@ from gradclip.shared_gradients import SharedGradients
 __all__ = ["SharedGradients", "clip_grad_norm_", "clip_grads_with_norm_", "get_total_norm", "group_of_process"]
 
 _EPSILON = 1e-6
+
 
 def clip_grad_norm_(
     parameters: Tensors,
