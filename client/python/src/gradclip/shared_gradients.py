@@ -78,8 +78,7 @@ class SharedGradients:
         self._declared = declare(
             Declaration(memoryview(self._region.memory)[offset : offset + size], DTYPES[one.dtype], tuple(one.shape))
             for one, offset, size in zip(self._parameters, self._offsets, self._sizes))
-        self._hooks = [
-            one.register_hook(_gives_memory(one, view)) for one, view in zip(self._parameters, self._views)]
+        self._hooks = [_give_memory(one, view) for one, view in zip(self._parameters, self._views)]
         self._refused_until = 0.0
         self._refusal = ""  # of the last call that was not shared
         self._said = ""
@@ -198,8 +197,8 @@ def _parameters_of(model: Any) -> list[Tensor]:
     return list(dict.fromkeys(one for one in given if one.requires_grad))
 
 
-def _gives_memory(parameter: Tensor, view: Tensor) -> Callable[[Any], None]:
-    """A hook that is called with each gradient before it is accumulated into parameter.grad."""
+def _give_memory(parameter: Any, view: Tensor) -> Any:
+    """Registers a hook that is called with each gradient before it is accumulated into parameter.grad; its handle."""
     parameter_of = weakref.ref(parameter)
 
     def hook(_: Any) -> None:
@@ -207,4 +206,4 @@ def _gives_memory(parameter: Tensor, view: Tensor) -> Callable[[Any], None]:
         if owner is not None and owner.grad is None:
             owner.grad = view.zero_()
 
-    return hook
+    return parameter.register_hook(hook)
