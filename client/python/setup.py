@@ -19,7 +19,9 @@ def proto_folder():
     for folder in (os.path.join(HERE, "proto"), os.path.join(HERE, "..", "..", "proto")):
         if os.path.exists(os.path.join(folder, CONTRACT)):
             return folder
-    raise SystemExit(f"{CONTRACT} is not there: build from a clone of the repository or from an sdist")
+    raise SystemExit(
+        f"{CONTRACT} is not there: build from a clone of the repository or from an sdist"
+    )
 
 
 def run_protoc(arguments):
@@ -28,11 +30,15 @@ def run_protoc(arguments):
         import grpc_tools.protoc
     except ImportError:
         if not shutil.which("protoc"):
-            raise SystemExit("no protoc: pip install grpcio-tools, or apt-get install protobuf-compiler")
+            raise SystemExit(
+                "no protoc: pip install grpcio-tools, or apt-get install protobuf-compiler"
+            ) from None
         subprocess.run(["protoc", *arguments], check=True)
         return
     include = os.path.join(os.path.dirname(grpc_tools.__file__), "_proto")
-    subprocess.run([sys.executable, "-m", "grpc_tools.protoc", f"-I{include}", *arguments], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "grpc_tools.protoc", f"-I{include}", *arguments], check=True
+    )
 
 
 class BuildPy(build_py):
@@ -40,14 +46,21 @@ class BuildPy(build_py):
 
     def run(self):
         super().run()
-        root = os.path.join(HERE, "src") if getattr(self, "editable_mode", False) else self.build_lib
+        root = (
+            os.path.join(HERE, "src") if getattr(self, "editable_mode", False) else self.build_lib
+        )
         package = os.path.join(root, "gradclip")
         with tempfile.TemporaryDirectory() as work:
             descriptor = os.path.join(work, "contract.binpb")
-            run_protoc([
-                f"-I{proto_folder()}", "--include_imports", f"--descriptor_set_out={descriptor}",
-                f"--pyi_out={work}", CONTRACT,
-            ])
+            run_protoc(
+                [
+                    f"-I{proto_folder()}",
+                    "--include_imports",
+                    f"--descriptor_set_out={descriptor}",
+                    f"--pyi_out={work}",
+                    CONTRACT,
+                ]
+            )
             shutil.copyfile(descriptor, os.path.join(package, "contract.binpb"))
             stub = os.path.join(work, "gradclip", "v1", "gradclip_pb2.pyi")
             shutil.copyfile(stub, os.path.join(package, "_contract.pyi"))

@@ -33,7 +33,10 @@ def test_norms_of_golden_cases_are_exact(client, case):
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_norms_of_real_gradients_are_exact(client, name):
-    gradient = [gradclip.Tensor(data, dtype, shape, key) for key, (dtype, shape, data) in read_safetensors(name).items()]
+    gradient = [
+        gradclip.Tensor(data, dtype, shape, key)
+        for key, (dtype, shape, data) in read_safetensors(name).items()
+    ]
     answer = client.clip(gradient, EXPECTED[name]["max_norm"])
     assert is_exact(answer.norm.total_norm, EXPECTED[name]["total_norm_f64"], 2)
     assert math.isclose(answer.coefficient, EXPECTED[name]["coefficient_f64"], rel_tol=1e-12)
@@ -47,7 +50,11 @@ def test_cutting_into_messages_changes_no_bit(address, client, message_bytes):
 
 
 def test_many_small_tensors_and_large_ones_share_messages(client):
-    gradient = [array.array("d", [1.0])] * 3000 + [array.array("f", bytes(3 << 20))] + [array.array("d", [1.0])] * 1000
+    gradient = (
+        [array.array("d", [1.0])] * 3000
+        + [array.array("f", bytes(3 << 20))]
+        + [array.array("d", [1.0])] * 1000
+    )
     assert client.compute_norm(gradient, norm_type=1).total_norm == 4000
 
 
@@ -71,13 +78,22 @@ def test_the_server_clips_in_its_reply(client, reply):
 
 
 def test_nothing_comes_back_where_nothing_changes(client):
-    assert not client.clip([array.array("f", [3, 4])], 9, reply="gradient_if_changed").gradient_follows
+    assert not client.clip(
+        [array.array("f", [3, 4])], 9, reply="gradient_if_changed"
+    ).gradient_follows
 
 
 def test_options_reach_the_server(client):
-    gradient = [gradclip.Tensor(array.array("f", [3, 0, math.nan]), name="a"), gradclip.Tensor(array.array("f", [1]), replica=True)]
+    gradient = [
+        gradclip.Tensor(array.array("f", [3, 0, math.nan]), name="a"),
+        gradclip.Tensor(array.array("f", [1]), replica=True),
+    ]
     answer = client.compute_norm(gradient, per_tensor=True)
-    assert (answer.nonfinite_elements, answer.first_nonfinite, answer.tensors[0].zero_elements) == (1, "a[2]", 1)
+    assert (answer.nonfinite_elements, answer.first_nonfinite, answer.tensors[0].zero_elements) == (
+        1,
+        "a[2]",
+        1,
+    )
     assert client.clip(gradient, 1, nonfinite="skip").coefficient == 1
     assert client.clip(gradient, 1, nonfinite="zero").skipped
     answer = client.clip([array.array("f", [3, 4])], 1, pre_scale=0.5, epsilon=0)
@@ -88,19 +104,24 @@ def test_options_reach_the_server(client):
 def test_nonfinite_error_is_a_runtime_error_that_names_the_element(client):
     with pytest.raises(gradclip.NonfiniteGradientError, match=r"#0\[1\]") as caught:
         client.clip([array.array("f", [1, math.inf])], 1, nonfinite="error")
-    assert isinstance(caught.value, RuntimeError) and isinstance(caught.value, gradclip.GradClipError)
+    assert isinstance(caught.value, RuntimeError) and isinstance(
+        caught.value, gradclip.GradClipError
+    )
 
 
-@pytest.mark.parametrize(("gradient", "error", "says"), [
-    ([b"1234"], ValueError, "dtype is missing"),
-    ([gradclip.Tensor(b"1234", "int8")], ValueError, '"int8"; it must be one of float32'),
-    ([gradclip.Tensor(b"123", "float32")], ValueError, "0 bytes, and the buffer has 3"),
-    ([gradclip.Tensor(b"1234", "float32", (2,), "w")], ValueError, '"w": shape \\[2\\]'),
-    ([gradclip.Tensor(array.array("d", [1]), "float32")], ValueError, 'format "d"'),
-    ([memoryview(array.array("f", [1, 2, 3]))[::2]], ValueError, "not contiguous"),
-    ([3.0], TypeError, "float has no buffer"),
-    (b"1234", TypeError, "put it into a list"),
-])
+@pytest.mark.parametrize(
+    ("gradient", "error", "says"),
+    [
+        ([b"1234"], ValueError, "dtype is missing"),
+        ([gradclip.Tensor(b"1234", "int8")], ValueError, '"int8"; it must be one of float32'),
+        ([gradclip.Tensor(b"123", "float32")], ValueError, "0 bytes, and the buffer has 3"),
+        ([gradclip.Tensor(b"1234", "float32", (2,), "w")], ValueError, '"w": shape \\[2\\]'),
+        ([gradclip.Tensor(array.array("d", [1]), "float32")], ValueError, 'format "d"'),
+        ([memoryview(array.array("f", [1, 2, 3]))[::2]], ValueError, "not contiguous"),
+        ([3.0], TypeError, "float has no buffer"),
+        (b"1234", TypeError, "put it into a list"),
+    ],
+)
 def test_tensors_that_are_none_are_refused(client, gradient, error, says):
     with pytest.raises(error, match=says):
         client.compute_norm(gradient)
@@ -120,15 +141,18 @@ def test_arguments_that_are_wrong_are_refused(client):
         client.clip([gradclip.Tensor(b"1234", "float32")], 1, reply="gradient")
 
 
-@pytest.mark.parametrize(("address", "more", "says"), [
-    ("localhost", {}, "no port"),
-    ("a:1,,b:2", {}, "empty part"),
-    ("a:1", {"timeout": 0}, "timeout is 0"),
-    ("a:1", {"retries": -1}, "retries is -1"),
-    ("a:1", {"message_bytes": 0}, "message_bytes is 0"),
-    ("example.com:1", {"token": "secret"}, "unencrypted"),
-    ("a:1", {"token": "x", "token_file": "y", "tls": True}, "give one"),
-])
+@pytest.mark.parametrize(
+    ("address", "more", "says"),
+    [
+        ("localhost", {}, "no port"),
+        ("a:1,,b:2", {}, "empty part"),
+        ("a:1", {"timeout": 0}, "timeout is 0"),
+        ("a:1", {"retries": -1}, "retries is -1"),
+        ("a:1", {"message_bytes": 0}, "message_bytes is 0"),
+        ("example.com:1", {"token": "secret"}, "unencrypted"),
+        ("a:1", {"token": "x", "token_file": "y", "tls": True}, "give one"),
+    ],
+)
 def test_connect_refuses_wrong_arguments(address, more, says):
     with pytest.raises(ValueError, match=says):
         gradclip.connect(address, **more)
@@ -179,7 +203,9 @@ def test_a_server_that_comes_back_is_found(start_server):
         with concurrent.futures.ThreadPoolExecutor() as pool:
             call = pool.submit(client.compute_norm, [array.array("f", [3, 4])])
             time.sleep(0.3)
-            start_server(listen=first.address)  # here, as a server dies with the thread that started it
+            start_server(
+                listen=first.address
+            )  # here, as a server dies with the thread that started it
             assert call.result().total_norm == 5
 
 
@@ -205,7 +231,10 @@ def test_threads_share_a_client(client):
 
     def call(value):
         for _ in range(20):
-            norms.append(client.compute_norm([array.array("f", [value] * 10_000)], norm_type=1).total_norm == value * 10_000)
+            norms.append(
+                client.compute_norm([array.array("f", [value] * 10_000)], norm_type=1).total_norm
+                == value * 10_000
+            )
 
     threads = [threading.Thread(target=call, args=(value,)) for value in range(8)]
     for thread in threads:

@@ -28,7 +28,10 @@ class ServerProcess:
     def __init__(self, *flags, listen="127.0.0.1:0"):
         self.process = subprocess.Popen(
             [PROGRAMS / "gradclip-server", f"--listen={listen}", "--log-level=error", *flags],
-            stdout=subprocess.PIPE, text=True, preexec_fn=die_with_parent)
+            stdout=subprocess.PIPE,
+            text=True,
+            preexec_fn=die_with_parent,
+        )
         line = self.process.stdout.readline()
         assert line.startswith("listening on "), f"the server said {line!r}"
         self.address = line.split()[-1]
@@ -76,7 +79,9 @@ def default_server(address, monkeypatch):
 
 def pytest_terminal_summary(terminalreporter):
     """Ends as ctest does, which .ci/run counts."""
-    counts = {name: len(terminalreporter.stats.get(name, [])) for name in ("passed", "failed", "error")}
+    counts = {
+        name: len(terminalreporter.stats.get(name, [])) for name in ("passed", "failed", "error")
+    }
     total = sum(counts.values())
     failed = total - counts["passed"]
     percent = 100 * counts["passed"] // max(total, 1)

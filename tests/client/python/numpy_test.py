@@ -31,7 +31,9 @@ def test_golden_cases(case, client):
         assert is_exact(norm, number(case["exact_total_norm"]), p)
     for new, old in zip(clipped, arrays_of(case)):
         assert new.dtype == old.dtype and new.shape == old.shape
-    assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(arrays, arrays_of(case)))  # as they were
+    assert all(
+        np.array_equal(a, b, equal_nan=True) for a, b in zip(arrays, arrays_of(case))
+    )  # as they were
 
     client.clip(arrays, limit, norm_type=p, reply="gradient")
     assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(clipped, arrays))
@@ -64,7 +66,10 @@ def test_arrays_of_any_order_and_byte_order():
     wide = np.arange(12, dtype=">f4").reshape(3, 4).T
     clipped, norm = clip_by_global_norm(wide, 1)
     assert math.isclose(norm, np.linalg.norm(np.arange(12.0)), rel_tol=1e-12)
-    assert math.isclose(np.linalg.norm(clipped.astype("f8")), 1, rel_tol=1e-6) and clipped.dtype == wide.dtype
+    assert (
+        math.isclose(np.linalg.norm(clipped.astype("f8")), 1, rel_tol=1e-6)
+        and clipped.dtype == wide.dtype
+    )
 
 
 def test_policies():
@@ -93,7 +98,10 @@ def test_a_server_that_is_not_there_leaves_the_arrays():
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     given = np.float32([3, 4])
-    with gradclip.connect(f"127.0.0.1:{port}", retries=0) as client, pytest.raises(gradclip.ServerUnavailable):
+    with (
+        gradclip.connect(f"127.0.0.1:{port}", retries=0) as client,
+        pytest.raises(gradclip.ServerUnavailable),
+    ):
         clip_by_global_norm(given, 1, in_place=True, client=client)
     assert given.tolist() == [3, 4]
 

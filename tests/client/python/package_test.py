@@ -8,7 +8,9 @@ from conftest import ROOT
 
 def test_the_example_of_the_readme_runs(default_server):
     torch = pytest.importorskip("torch")
-    (example,) = re.findall(r"## From Python\n.*?```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (example,) = re.findall(
+        r"## From Python\n.*?```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
+    )
     assert len(example.splitlines()) == 10
     names = {}
     exec(example, names)
@@ -18,6 +20,10 @@ def test_the_example_of_the_readme_runs(default_server):
 
 
 def test_its_version_is_the_project_s():
-    (project,) = re.findall(r"^project\(gradclip VERSION ([0-9.]+)", (ROOT / "CMakeLists.txt").read_text(), re.MULTILINE)
-    (package,) = re.findall(r'^version = "(.*)"', (ROOT / "client/python/pyproject.toml").read_text(), re.MULTILINE)
+    (project,) = re.findall(
+        r"^project\(gradclip VERSION ([0-9.]+)", (ROOT / "CMakeLists.txt").read_text(), re.MULTILINE
+    )
+    (package,) = re.findall(
+        r'^version = "(.*)"', (ROOT / "client/python/pyproject.toml").read_text(), re.MULTILINE
+    )
     assert package == project

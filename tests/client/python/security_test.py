@@ -26,11 +26,38 @@ def certificates(tmp_path):
         subprocess.run(["openssl", *arguments], cwd=tmp_path, check=True, capture_output=True)
 
     key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
-    openssl("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=authority", "-days", "1")
+    openssl(
+        "req",
+        "-x509",
+        *key,
+        "-keyout",
+        "ca.key",
+        "-out",
+        "ca.pem",
+        "-subj",
+        "/CN=authority",
+        "-days",
+        "1",
+    )
     openssl("req", *key, "-keyout", "server.key", "-out", "server.csr", "-subj", "/CN=server")
     (tmp_path / "names").write_text("subjectAltName=DNS:gradclip.test")
-    openssl("x509", "-req", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial",
-            "-out", "server.pem", "-days", "1", "-extfile", "names")
+    openssl(
+        "x509",
+        "-req",
+        "-in",
+        "server.csr",
+        "-CA",
+        "ca.pem",
+        "-CAkey",
+        "ca.key",
+        "-CAcreateserial",
+        "-out",
+        "server.pem",
+        "-days",
+        "1",
+        "-extfile",
+        "names",
+    )
     return tmp_path
 
 
@@ -59,12 +86,16 @@ def test_a_token_file_without_a_token_is_refused(token_server, tmp_path):
 
 
 def test_tls(start_server, certificates):
-    server = start_server(f"--tls-cert={certificates}/server.pem", f"--tls-key={certificates}/server.key")
+    server = start_server(
+        f"--tls-cert={certificates}/server.pem", f"--tls-key={certificates}/server.key"
+    )
     tls = gradclip.Tls(ca_file=f"{certificates}/ca.pem", server_name="gradclip.test")
     with gradclip.connect(server.address, tls=tls) as client:
         assert client.compute_norm(GRADIENT).total_norm == 5
     with gradclip.connect(server.address, tls=True, retries=0) as client:
-        with pytest.raises(gradclip.ServerUnavailable):  # gRPC's word for a certificate that is not trusted
+        with pytest.raises(
+            gradclip.ServerUnavailable
+        ):  # gRPC's word for a certificate that is not trusted
             client.compute_norm(GRADIENT)
     with pytest.raises(ValueError, match="go together"):
         gradclip.Tls(cert_file="client.pem")

@@ -50,7 +50,9 @@ def are_in(shared, parameters):
     return all(a.grad.data_ptr() == b.data_ptr() for a, b in zip(parameters, shared._views))
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if "raises" not in case["torch"]], ids=lambda case: case["name"])
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if "raises" not in case["torch"]], ids=lambda case: case["name"]
+)
 def test_golden_cases_have_the_bits_of_the_streamed_ones(case, sharing):
     shared, streamed = parameters_of(case), parameters_of(case)
     limit, p = number(case["max_norm"]), number(case["norm_type"])
@@ -65,7 +67,9 @@ def test_golden_cases_have_the_bits_of_the_streamed_ones(case, sharing):
 def test_real_gradients(name, sharing):
     parameters = [parameter(tensor_of(*one)) for one in read_safetensors(name).values()]
     with SharedGradients(parameters, client=sharing, require_shared=True) as gradients:
-        assert gradients.clip_grad_norm_(1.0) == torch.tensor(EXPECTED[name]["total_norm_f64"], dtype=torch.float32)
+        assert gradients.clip_grad_norm_(1.0) == torch.tensor(
+            EXPECTED[name]["total_norm_f64"], dtype=torch.float32
+        )
 
 
 @pytest.mark.parametrize("set_to_none", [True, False])
@@ -78,7 +82,9 @@ def test_backward_writes_to_the_memory_at_every_step(set_to_none, sharing):
                 backward(model)
             assert are_in(gradients, ours.parameters())
             assert same_bits(grads(ours.parameters()), grads(theirs.parameters()))
-            assert gradients.clip_grad_norm_(0.1) == clip_grad_norm_(theirs.parameters(), 0.1, client=sharing)
+            assert gradients.clip_grad_norm_(0.1) == clip_grad_norm_(
+                theirs.parameters(), 0.1, client=sharing
+            )
             assert same_bits(grads(ours.parameters()), grads(theirs.parameters()))
 
 
@@ -127,7 +133,10 @@ def test_a_server_that_restarts_is_given_the_memory_again(start_server, tmp_path
     flag = f"--memory-socket={tmp_path}/memory.sock"
     server = start_server(flag)
     one = parameter(torch.tensor([3.0, 4.0]))
-    with gradclip.connect(server.address) as client, SharedGradients([one], client=client, require_shared=True) as gradients:
+    with (
+        gradclip.connect(server.address) as client,
+        SharedGradients([one], client=client, require_shared=True) as gradients,
+    ):
         assert gradients.clip_grad_norm_(9.0) == 5
         server.kill()
         (tmp_path / "memory.sock").unlink(missing_ok=True)
@@ -150,7 +159,10 @@ def test_without_a_memory_socket_gradients_are_streamed_which_is_said_once(clien
 def test_a_lost_server_leaves_the_gradients(start_server, tmp_path):
     server = start_server(f"--memory-socket={tmp_path}/memory.sock")
     one = parameter(torch.tensor([3.0, 4.0]))
-    with gradclip.connect(server.address, retries=1) as client, SharedGradients([one], client=client) as gradients:
+    with (
+        gradclip.connect(server.address, retries=1) as client,
+        SharedGradients([one], client=client) as gradients,
+    ):
         assert gradients.clip_grad_norm_(9.0) == 5
         server.kill()
         with pytest.raises(gradclip.ServerUnavailable):
@@ -160,10 +172,18 @@ def test_a_lost_server_leaves_the_gradients(start_server, tmp_path):
 
 def test_ranks_share_their_parts(sharing):
     group = gradclip.Group("shared", 0, 0, 2)
-    ranks = [SharedGradients([parameter(torch.tensor([value]))], client=sharing) for value in (3.0, 4.0)]
+    ranks = [
+        SharedGradients([parameter(torch.tensor([value]))], client=sharing) for value in (3.0, 4.0)
+    ]
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        norms = list(pool.map(
-            lambda rank: ranks[rank].clip_grad_norm_(1.0, group=dataclasses.replace(group, rank=rank)), (0, 1)))
+        norms = list(
+            pool.map(
+                lambda rank: ranks[rank].clip_grad_norm_(
+                    1.0, group=dataclasses.replace(group, rank=rank)
+                ),
+                (0, 1),
+            )
+        )
     assert norms == [5, 5]
 
 
@@ -173,8 +193,16 @@ def test_parameters_that_can_not_be_shared_are_refused(sharing):
 
 
 def test_mixed_dtypes_and_empty_tensors(sharing):
-    parameters = random_parameters(torch.bfloat16) + random_parameters(torch.float64) + [parameter(torch.zeros(0))]
-    others = random_parameters(torch.bfloat16) + random_parameters(torch.float64) + [parameter(torch.zeros(0))]
+    parameters = (
+        random_parameters(torch.bfloat16)
+        + random_parameters(torch.float64)
+        + [parameter(torch.zeros(0))]
+    )
+    others = (
+        random_parameters(torch.bfloat16)
+        + random_parameters(torch.float64)
+        + [parameter(torch.zeros(0))]
+    )
     with SharedGradients(parameters, client=sharing, require_shared=True) as gradients:
         assert gradients.clip_grad_norm_(0.5) == clip_grad_norm_(others, 0.5, client=sharing)
     assert same_bits(grads(parameters), grads(others))

@@ -1,4 +1,6 @@
-"""gradclip.torch against what torch.nn.utils documents, and against torch's own where that is right."""
+"""gradclip.torch against what torch.nn.utils documents, and against torch's own where that is
+right.
+"""
 
 import concurrent.futures
 import dataclasses
@@ -15,7 +17,12 @@ from gradclip.torch import clip_grad_norm_, clip_grads_with_norm_, get_total_nor
 
 pytestmark = pytest.mark.usefixtures("default_server")
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float64": torch.float64,
+}
 
 
 def tensor_of(dtype, shape, data):
@@ -48,12 +55,18 @@ def grads(parameters):
 
 def same_bits(a, b):
     """Whether all tensors are equal, NaN included."""
-    return all(torch.equal(torch.nan_to_num(x, 7.0), torch.nan_to_num(y, 7.0)) and torch.equal(x.isnan(), y.isnan()) for x, y in zip(a, b))
+    return all(
+        torch.equal(torch.nan_to_num(x, 7.0), torch.nan_to_num(y, 7.0))
+        and torch.equal(x.isnan(), y.isnan())
+        for x, y in zip(a, b)
+    )
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
 def test_golden_cases(case, client):
-    """Norms are the exact ones, and the elements to the bit those that the server would have sent."""
+    """Norms are the exact ones, and the elements to the bit those that the server would have
+    sent.
+    """
     parameters = parameters_of(case)
     before = grads(parameters)
     p, limit = number(case["norm_type"]), number(case["max_norm"])
@@ -74,7 +87,11 @@ def test_golden_cases(case, client):
 
     reference = [(dtype, shape, bytearray(data)) for dtype, shape, data in tensors(case)]
     client.clip(
-        [gradclip.Tensor(data, dtype, shape) for dtype, shape, data in reference], limit, norm_type=p, reply="gradient")
+        [gradclip.Tensor(data, dtype, shape) for dtype, shape, data in reference],
+        limit,
+        norm_type=p,
+        reply="gradient",
+    )
     assert same_bits(grads(parameters), [tensor_of(*one) for one in reference])
 
 
@@ -85,7 +102,11 @@ def test_does_what_torch_does(dtype, norm_type, max_norm):
     ours, theirs = random_parameters(dtype), random_parameters(dtype)
     norm = clip_grad_norm_(ours, max_norm, norm_type)
     expected = torch.nn.utils.clip_grad_norm_(theirs, max_norm, float(norm_type))
-    assert norm.dtype == expected.dtype and norm.shape == expected.shape and norm.device == expected.device
+    assert (
+        norm.dtype == expected.dtype
+        and norm.shape == expected.shape
+        and norm.device == expected.device
+    )
     torch.testing.assert_close(norm, expected)
     for a, b in zip(ours, theirs):
         torch.testing.assert_close(a.grad, b.grad)
@@ -127,17 +148,25 @@ def test_foreach_changes_no_bit(foreach):
 
 
 def test_mixed_dtypes_have_the_norm_of_the_widest():
-    parameters = [parameter(torch.tensor([3.0], dtype=torch.bfloat16)), parameter(torch.tensor([4.0], dtype=torch.float64))]
+    parameters = [
+        parameter(torch.tensor([3.0], dtype=torch.bfloat16)),
+        parameter(torch.tensor([4.0], dtype=torch.float64)),
+    ]
     norm = clip_grad_norm_(parameters, 1.0)
     assert norm.dtype is torch.float64 and norm == 5
     assert parameters[0].grad.dtype is torch.bfloat16
-    assert clip_grad_norm_([parameter(torch.ones(4, dtype=torch.float16))], 9.0).dtype is torch.float32
+    assert (
+        clip_grad_norm_([parameter(torch.ones(4, dtype=torch.float16))], 9.0).dtype is torch.float32
+    )
 
 
 def test_gradients_that_are_not_contiguous():
     for dtype in (torch.float32, torch.bfloat16):
         grad = torch.arange(12, dtype=dtype).reshape(3, 4).t()
-        ours, theirs = parameter(grad.clone(memory_format=torch.preserve_format)), parameter(grad.contiguous())
+        ours, theirs = (
+            parameter(grad.clone(memory_format=torch.preserve_format)),
+            parameter(grad.contiguous()),
+        )
         assert not ours.grad.is_contiguous()
         assert clip_grad_norm_(ours, 1.0) == clip_grad_norm_(theirs, 1.0)
         assert torch.equal(ours.grad, theirs.grad) and not ours.grad.is_contiguous()
@@ -171,9 +200,15 @@ def test_norms_where_torch_overflows():
     assert beyond.dtype is torch.float64 and beyond.isfinite()
 
 
-@pytest.mark.parametrize(("max_norm", "norm_type", "says"), [
-    (-1, 2, "max_norm is -1"), (math.nan, 2, "max_norm is nan"), (1, 0, "norm_type is 0"), (1, -2, "norm_type is -2"),
-])
+@pytest.mark.parametrize(
+    ("max_norm", "norm_type", "says"),
+    [
+        (-1, 2, "max_norm is -1"),
+        (math.nan, 2, "max_norm is nan"),
+        (1, 0, "norm_type is 0"),
+        (1, -2, "norm_type is -2"),
+    ],
+)
 def test_limits_and_norms_that_are_refused(max_norm, norm_type, says):
     one = parameter(torch.tensor([3.0, 4.0]))
     with pytest.raises(ValueError, match=says):
@@ -218,12 +253,31 @@ def test_a_known_norm_clips_to_the_same_bits(max_norm, bad):
     assert same_bits(grads(ours), grads(theirs))
 
 
+@pytest.mark.skipif(not hasattr(torch.nn.utils, "get_total_norm"), reason="this torch has none")
+@pytest.mark.parametrize("norm_type", [1, 2, math.inf])
+def test_the_two_halves_do_what_torch_s_do(norm_type):
+    ours, theirs = random_parameters(), random_parameters()
+    norm = get_total_norm([one.grad for one in ours], norm_type)
+    expected = torch.nn.utils.get_total_norm([one.grad for one in theirs], norm_type)
+    torch.testing.assert_close(norm, expected)
+    clip_grads_with_norm_(ours, 0.5, norm)
+    torch.nn.utils.clip_grads_with_norm_(theirs, 0.5, expected)
+    for a, b in zip(ours, theirs):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
 def test_ranks_clip_by_the_norm_of_both():
     group = gradclip.Group("torch", 0, 0, 2)
     ranks = [parameter(torch.tensor([3.0])), parameter(torch.tensor([4.0]))]
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        norms = list(pool.map(
-            lambda rank: clip_grad_norm_(ranks[rank], 1.0, group=dataclasses.replace(group, rank=rank)), (0, 1)))
+        norms = list(
+            pool.map(
+                lambda rank: clip_grad_norm_(
+                    ranks[rank], 1.0, group=dataclasses.replace(group, rank=rank)
+                ),
+                (0, 1),
+            )
+        )
     assert norms == [5, 5]
     torch.testing.assert_close(torch.cat([one.grad for one in ranks]), torch.tensor([0.6, 0.8]))
 
@@ -245,7 +299,9 @@ def test_the_group_of_torch_distributed(monkeypatch):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=0, world_size=1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=0, world_size=1
+    )
     try:
         assert group_of_process("j", 3, attempt=1) == gradclip.Group("j", 3, 0, 1, attempt=1)
     finally:
@@ -266,4 +322,6 @@ def test_training_is_torchs_within_rounding():
             optimizer.step()
             yield loss.item()
 
-    assert list(losses(clip_grad_norm_)) == pytest.approx(list(losses(torch.nn.utils.clip_grad_norm_)), rel=1e-4)
+    assert list(losses(clip_grad_norm_)) == pytest.approx(
+        list(losses(torch.nn.utils.clip_grad_norm_)), rel=1e-4
+    )

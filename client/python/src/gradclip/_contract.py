@@ -1,8 +1,9 @@
 """The messages of the contract, proto/gradclip/v1/gradclip.proto.
 
-They are made from the contract's descriptor, which the build compiles, and not by protoc's Python code: that
-code demands a protobuf at least as new as its protoc. The pool is the package's own, so that a program may
-have generated code of the same contract beside it. _contract.pyi, which the build makes, has the types.
+They are made from the contract's descriptor, which the build compiles, and not by protoc's Python
+code: that code demands a protobuf at least as new as its protoc. The pool is the package's own, so
+that a program may have generated code of the same contract beside it. _contract.pyi, which the
+build makes, has the types.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class Unreachable(Refused):
 
 
 def lay_out(sizes: list[int]) -> tuple[list[int], int]:
-    """Offsets of tensors of so many bytes each, aligned to 64, and the bytes in all (at least 1)."""
+    """Offsets of tensors of so many bytes each, aligned to 64; and the bytes in all, at least 1."""
     offsets, end = [], 0
     for size in sizes:
         offsets.append(end)
@@ -47,7 +47,8 @@ class Region:
 
     Belongs to one thread at a time. The memory stays while something refers to it.
 
-    server_uids: users, beside root and one's own, as whom a server may run that is given the memory.
+    server_uids: users, beside root and one's own, as whom a server may run that is given the
+        memory.
     """
 
     def __init__(self, size: int, server_uids: Collection[int]) -> None:
@@ -58,7 +59,11 @@ class Region:
         self._file = os.memfd_create("gradclip", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(self._file, size)
-            fcntl.fcntl(self._file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+            fcntl.fcntl(
+                self._file,
+                fcntl.F_ADD_SEALS,
+                fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL,
+            )
             self.memory = mmap.mmap(self._file, size)
         except BaseException:
             self.close()
@@ -71,9 +76,15 @@ class Region:
         self._instance = ""
 
     def token(self, server: Server, rest: Optional[float]) -> bytes:
-        """The token by which the server knows the memory; registers it where it has to. Raises Refused or
-        Unreachable."""
-        if self._connection is None or self._instance != server.instance or not _is_open(self._connection):
+        """The token by which the server knows the memory, which is registered where it has to be.
+
+        Raises Refused or Unreachable.
+        """
+        if (
+            self._connection is None
+            or self._instance != server.instance
+            or not _is_open(self._connection)
+        ):
             self.forget()
             self._register(server, _LONGEST if rest is None else min(rest, _LONGEST))
             self._instance = server.instance
@@ -109,7 +120,10 @@ class Region:
             peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
             user = _PEER.unpack(peer)[1]
             if user not in self._uids:
-                raise Refused(f"user {user} listens at {server.memory_socket}; name it in server_uids if that is the server's")
+                raise Refused(
+                    f"user {user} listens at {server.memory_socket}; "
+                    "name it in server_uids if that is the server's"
+                )
             request = struct.pack("<8sIHHQQ", b"GRADCLIP", 1, 1, _READ_ONLY, self._size, 0)
             sent = socket.send_fds(connection, [request], [self._file])
             connection.sendall(request[sent:])
@@ -118,7 +132,9 @@ class Region:
                 raise Refused(_receive(connection, length, deadline).decode(errors="replace"))
         except OSError as error:
             connection.close()
-            raise Unreachable(f"its memory socket {server.memory_socket} can't be used: {error}") from None
+            raise Unreachable(
+                f"its memory socket {server.memory_socket} can't be used: {error}"
+            ) from None
         except BaseException:
             connection.close()
             raise

@@ -16,8 +16,10 @@ Answer = TypeVar("Answer")
 
 
 def backoff(failed: int) -> float:
-    """Seconds to wait after the `failed`th try: doubled with each, and spread, so that clients that failed
-    together do not come back together."""
+    """Seconds to wait after the `failed`th try: doubled with each, and spread.
+
+    So clients that failed together do not come back together.
+    """
     return min(_FIRST_WAIT * 2.0 ** (failed - 1), _LONGEST_WAIT) * random.uniform(0.5, 1)
 
 
@@ -29,7 +31,7 @@ def run(
     retries: int,
     in_group: bool,
 ) -> Answer:
-    """attempt(server, seconds left), again where it ended with UNAVAILABLE, at most `retries` times.
+    """attempt(server, seconds left), again after UNAVAILABLE, at most `retries` times.
 
     REQUIRES: an attempt that raises Failure changed nothing in the caller's memory.
     Raises GradClipError.
@@ -44,8 +46,11 @@ def run(
             # A restarted server has forgotten the group's step, which may have been committed.
             if in_group and instance not in ("", server.instance):
                 raise Failure(
-                    "ABORTED", "the server was restarted amid the step and has forgotten it: whether the step "
-                    "was committed is not known. All ranks may go on with the next attempt", server.address)
+                    "ABORTED",
+                    "the server was restarted amid the step and has forgotten it: whether the step "
+                    "was committed is not known. All ranks may go on with the next attempt",
+                    server.address,
+                )
             instance = server.instance
             rest = None if deadline is None else max(deadline - time.monotonic(), 0.001)
             return attempt(server, rest)

@@ -1,4 +1,6 @@
-"""The servers of one client: one, or several that may stand in for each other, and which is in use."""
+"""The servers of one client: one, or several that may stand in for each other, and which is in
+use.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ def failure_of(error: grpc.RpcError, server: str) -> Failure:
     if code == "DEADLINE_EXCEEDED" and details == "Deadline Exceeded":
         return Failure(code, "the call's timeout is over", server)
     if code == "RESOURCE_EXHAUSTED" and details.startswith("Received message larger than max"):
-        details = f"message_bytes of connect() is more than the server's --max-message-bytes ({details})"
+        details = (
+            f"message_bytes of connect() is more than the server's --max-message-bytes ({details})"
+        )
     return Failure(code, details, server)
 
 
@@ -71,25 +75,36 @@ class Server:
     def __post_init__(self) -> None:
         # Requests are bytes already: no serializer.
         self.compute_norm = self.channel.stream_unary(
-            _SERVICE + "ComputeNorm", None, _contract.ComputeNormResponse.FromString)
+            _SERVICE + "ComputeNorm", None, _contract.ComputeNormResponse.FromString
+        )
         self.clip_grad_norm = self.channel.stream_stream(
-            _SERVICE + "ClipGradNorm", None, _contract.ClipGradNormResponse.FromString)
+            _SERVICE + "ClipGradNorm", None, _contract.ClipGradNormResponse.FromString
+        )
         self.get_server_info = self.channel.unary_unary(
-            _SERVICE + "GetServerInfo", None, _contract.GetServerInfoResponse.FromString)
+            _SERVICE + "GetServerInfo", None, _contract.GetServerInfoResponse.FromString
+        )
 
 
 class Servers:
     """Thread-safe. Connects with the first call."""
 
-    def __init__(self, address: str, tls: Optional[Tls], token: Token, connect_timeout: float) -> None:
+    def __init__(
+        self, address: str, tls: Optional[Tls], token: Token, connect_timeout: float
+    ) -> None:
         addresses = [part.strip() for part in address.split(",")]
         if not all(addresses):
-            raise ValueError(f'address "{address}" has an empty part; it is "host:port" or "unix:/path", or several with commas')
+            raise ValueError(
+                f'address "{address}" has an empty part; it is "host:port" or "unix:/path", '
+                "or several with commas"
+            )
         for one in addresses:
             if not one.startswith("unix") and not one.rpartition(":")[2].isdigit():
                 raise ValueError(f'address "{one}" has no port; it is "host:port" or "unix:/path"')
             if token and tls is None and not is_on_this_host(one):
-                raise ValueError(f"a token is given, and it would cross the network to {one} unencrypted; give tls as well")
+                raise ValueError(
+                    f"a token is given, and it would cross the network to {one} unencrypted; "
+                    "give tls as well"
+                )
         self.address = ",".join(addresses)
         self.token = token
         self._connect_timeout = connect_timeout
@@ -119,7 +134,11 @@ class Servers:
             return server
         if len(failures) == 1:
             raise failures[0]
-        raise Failure("UNAVAILABLE", "; ".join(f"{one.server}: {one.details}" for one in failures), self.address)
+        raise Failure(
+            "UNAVAILABLE",
+            "; ".join(f"{one.server}: {one.details}" for one in failures),
+            self.address,
+        )
 
     def _reach(self, server: Server, deadline: Optional[float]) -> None:
         rest = None if deadline is None else max(deadline - time.monotonic(), 0.001)
@@ -129,9 +148,13 @@ class Servers:
         except grpc.RpcError as error:
             failure = failure_of(error, server.address)
             if failure.code == "DEADLINE_EXCEEDED" and within == self._connect_timeout:
-                raise Failure("UNAVAILABLE", f"no answer within {within:g} s", server.address) from None
+                raise Failure(
+                    "UNAVAILABLE", f"no answer within {within:g} s", server.address
+                ) from None
             if failure.code == "UNAVAILABLE":
-                raise Failure("UNAVAILABLE", f"nobody answers: {failure.details}", server.address) from None
+                raise Failure(
+                    "UNAVAILABLE", f"nobody answers: {failure.details}", server.address
+                ) from None
             raise failure from None
         server.instance, server.memory_socket = answer.instance, answer.memory_socket
         server.reached = True
@@ -160,6 +183,8 @@ def _open(address: str, tls: Optional[Tls]) -> Any:
     options = list(_OPTIONS)
     if tls.server_name is not None:
         names: list[tuple[str, Any]] = [
-            ("grpc.ssl_target_name_override", tls.server_name), ("grpc.default_authority", tls.server_name)]
+            ("grpc.ssl_target_name_override", tls.server_name),
+            ("grpc.default_authority", tls.server_name),
+        ]
         options = [*_OPTIONS, *names]
     return grpc.secure_channel(address, tls.credentials(), options=options)

@@ -20,7 +20,8 @@ DTYPES = {
     torch.bfloat16: "bfloat16",
     torch.float64: "float64",
 }
-# Of a half-precision gradient that is widened at a time: it stays in the caches, and takes little memory.
+# Of a half-precision gradient that is widened at a time: it stays in the caches, and takes little
+# memory.
 _CHUNK = 1 << 18
 
 
@@ -46,13 +47,21 @@ def declare(tensors: list[Tensor], *, written: bool) -> list[Declared]:
         if tensor.layout is not torch.strided:
             raise ValueError(f"gradient #{index} is {tensor.layout}; GradClip takes dense ones")
         if tensor.dtype not in DTYPES:
-            raise ValueError(f"gradient #{index} is {tensor.dtype}; it must be one of {', '.join(DTYPES.values())}")
+            raise ValueError(
+                f"gradient #{index} is {tensor.dtype}; "
+                f"it must be one of {', '.join(DTYPES.values())}"
+            )
         if written and tensor.numel() > 0:
             if any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape)):
-                raise ValueError(f"gradient #{index} is expanded, so it can't be multiplied in place; clone it")
+                raise ValueError(
+                    f"gradient #{index} is expanded, so it can't be multiplied in place; clone it"
+                )
             first = seen.setdefault((tensor.device, tensor.data_ptr()), index)
             if first != index:
-                raise ValueError(f"gradients #{first} and #{index} are the same memory; list tied parameters once")
+                raise ValueError(
+                    f"gradients #{first} and #{index} are the same memory; "
+                    "list tied parameters once"
+                )
         host = tensor.cpu().contiguous()
         data = host.reshape(-1).view(torch.uint8).numpy()
         declared.append(Declared(memoryview(data), DTYPES[tensor.dtype], tuple(tensor.shape)))
@@ -60,14 +69,20 @@ def declare(tensors: list[Tensor], *, written: bool) -> list[Declared]:
 
 
 def multiply(grads: list[Tensor], coefficient: float, foreach: Optional[bool]) -> None:
-    """As the server would: float32 and float64 in their dtype, halves in float32 and rounded once, and all in
-    double where the coefficient is beyond float32's normal numbers."""
+    """As the server would: float32 and float64 in their dtype, halves in float32 and rounded once,
+    and all in double where the coefficient is beyond float32's normal numbers."""
     if coefficient == 1:
         return
     magnitude = abs(coefficient)
-    normal = not 0 < magnitude < 2.0**-126 and not torch.finfo(torch.float32).max < magnitude < math.inf
+    normal = (
+        not 0 < magnitude < 2.0**-126 and not torch.finfo(torch.float32).max < magnitude < math.inf
+    )
     wide = torch.float32 if normal else torch.float64
-    plain = [one for one in grads if one.dtype is torch.float64 or (normal and one.dtype is torch.float32)]
+    plain = [
+        one
+        for one in grads
+        if one.dtype is torch.float64 or (normal and one.dtype is torch.float32)
+    ]
     with torch.no_grad():
         if foreach is False:
             for one in plain:
@@ -94,7 +109,11 @@ def norm_tensor(total_norm: float, tensors: list[Tensor]) -> Tensor:
 
 
 def nonfinite(total_norm: float, first: str, norm_type: float) -> NonfiniteGradientError:
-    where = f"the first element that is not finite is {first}" if first else "all elements are finite"
+    where = (
+        f"the first element that is not finite is {first}" if first else "all elements are finite"
+    )
     return NonfiniteGradientError(
-        f"the total norm of order {norm_type:g} is {total_norm}: {where}. error_if_nonfinite=False goes on",
-        code="FAILED_PRECONDITION")
+        f"the total norm of order {norm_type:g} is {total_norm}: {where}. "
+        "error_if_nonfinite=False goes on",
+        code="FAILED_PRECONDITION",
+    )

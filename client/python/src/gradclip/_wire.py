@@ -8,7 +8,8 @@ from typing import Optional
 from gradclip import _contract
 from gradclip.tensor import Declared
 
-# Field numbers 1 (start), 2 (data) and 3 (shared) of both requests, with wire type 2: length and bytes.
+# Field numbers 1 (start), 2 (data) and 3 (shared) of both requests, with wire type 2: length and
+# bytes.
 _START = b"\x0a"
 _DATA = b"\x12"
 _SHARED = b"\x1a"
@@ -24,18 +25,20 @@ def _varint(value: int) -> bytes:
 
 
 def start_request(start: bytes, tensors: bytes) -> bytes:
-    """A request with a start message, which is given in two parts: a message's fields may come in any order."""
+    """A request with a start message, in two parts: a message's fields may come in any order."""
     return b"".join((_START, _varint(len(start) + len(tensors)), tensors, start))
 
 
 def shared_request(token: bytes, offsets: Sequence[int], lengths: Sequence[int]) -> bytes:
     """A request with the ranges of a region that are the gradient, in bytes."""
-    ranges: bytes = _contract.SharedRanges(region=token, offset=offsets, length=lengths).SerializeToString()
+    ranges: bytes = _contract.SharedRanges(
+        region=token, offset=offsets, length=lengths
+    ).SerializeToString()
     return b"".join((_SHARED, _varint(len(ranges)), ranges))
 
 
 def data_requests(tensors: Iterable[Declared], message_bytes: int) -> Iterator[bytes]:
-    """The requests of `data`: the tensors one after another, cut into message_bytes each and a rest."""
+    """The requests of `data`: the tensors one after another, cut into message_bytes and a rest."""
     parts: list[memoryview] = []
     size = 0
     for tensor in tensors:
@@ -54,7 +57,7 @@ def data_requests(tensors: Iterable[Declared], message_bytes: int) -> Iterator[b
 
 
 class Declarations:
-    """Serialised declarations; those of the last gradient are kept, as a trainer's are the same at each step.
+    """Serialised declarations. The last are kept, as a trainer's are the same at each step.
 
     Thread-safe.
     """
@@ -63,7 +66,9 @@ class Declarations:
         self._last: Optional[tuple[list[tuple[object, ...]], bytes]] = None
 
     def serialise(self, tensors: Sequence[Declared]) -> bytes:
-        key: list[tuple[object, ...]] = [(one.name, one.dtype, one.shape, one.replica) for one in tensors]
+        key: list[tuple[object, ...]] = [
+            (one.name, one.dtype, one.shape, one.replica) for one in tensors
+        ]
         last = self._last
         if last is not None and last[0] == key:
             return last[1]

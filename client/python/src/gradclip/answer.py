@@ -38,10 +38,11 @@ class NormAnswer:
 class ClipAnswer:
     """What clipping does.
 
-    coefficient: what every element is multiplied by: pre_scale * min(1, max_norm / (total_norm + epsilon)).
+    coefficient: what every element is multiplied by: pre_scale * min(1, max_norm / (total_norm +
+        epsilon)).
     clipped: total_norm + epsilon is over max_norm.
-    skipped: the norm is not finite and the policy "skip" (coefficient 1) or "zero" (coefficient 0: elements
-        are assigned 0, as multiplying would leave NaN).
+    skipped: the norm is not finite and the policy "skip" (coefficient 1) or "zero" (coefficient 0:
+        elements are assigned 0, as multiplying would leave NaN).
     gradient_follows: the server sent the clipped bytes, and they were written to the tensors.
     """
 
@@ -77,21 +78,40 @@ class ServerInfo:
 
 def norm_answer(message: Any) -> NormAnswer:
     """From the contract's NormResult."""
-    tensors = tuple(TensorNorm(one.norm, one.nonfinite_elements, one.zero_elements) for one in message.tensors)
+    tensors = tuple(
+        TensorNorm(one.norm, one.nonfinite_elements, one.zero_elements) for one in message.tensors
+    )
     return NormAnswer(
-        message.total_norm, message.nonfinite_elements, message.first_nonfinite, tensors, message.backend,
-        message.group_nonfinite_elements)
+        message.total_norm,
+        message.nonfinite_elements,
+        message.first_nonfinite,
+        tensors,
+        message.backend,
+        message.group_nonfinite_elements,
+    )
 
 
 def clip_answer(message: Any) -> ClipAnswer:
     """From the contract's ClipResult."""
     return ClipAnswer(
-        norm_answer(message.norm), message.coefficient, message.clipped, message.skipped, message.gradient_follows)
+        norm_answer(message.norm),
+        message.coefficient,
+        message.clipped,
+        message.skipped,
+        message.gradient_follows,
+    )
 
 
 def server_info(message: Any) -> ServerInfo:
     """From the contract's GetServerInfoResponse."""
     backends = tuple(Backend(one.name, one.usable, one.detail) for one in message.backends)
     return ServerInfo(
-        message.version, backends, message.max_message_bytes, message.max_call_bytes,
-        message.memory_budget_bytes, message.memory_socket, message.max_tensors, message.instance)
+        message.version,
+        backends,
+        message.max_message_bytes,
+        message.max_call_bytes,
+        message.memory_budget_bytes,
+        message.memory_socket,
+        message.max_tensors,
+        message.instance,
+    )

@@ -6,14 +6,21 @@ import time
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Callable, Optional, Type, TypeVar, Union
+from typing import TYPE_CHECKING, Any, Callable, Optional, TypeVar, Union
 
 import grpc
 
 from gradclip import _contract, _retry
 from gradclip._servers import Failure, Server, Servers, failure_of
 from gradclip._wire import Declarations, data_requests, start_request
-from gradclip.answer import ClipAnswer, NormAnswer, ServerInfo, clip_answer, norm_answer, server_info
+from gradclip.answer import (
+    ClipAnswer,
+    NormAnswer,
+    ServerInfo,
+    clip_answer,
+    norm_answer,
+    server_info,
+)
 from gradclip.group import Group, to_message
 from gradclip.security import Tls, Token
 from gradclip.tensor import Declared, Tensor, declare
@@ -52,15 +59,17 @@ def connect(
 ) -> Client:
     """A client of the server at an address. It connects with the first call.
 
-    address: "host:port" or "unix:/path", or several with commas between, of servers that may stand in for each
-        other: a call goes to the one that was reached last, and to the next in order where nobody answers.
-        Ranks of a group may be at different servers only where those share a store.
+    address: "host:port" or "unix:/path", or several with commas between, of servers that may stand
+        in for each
+        other: a call goes to the one that was reached last, and to the next in order where nobody
+        answers. Ranks of a group may be at different servers only where those share a store.
     tls: TLS over TCP: True, or a Tls with files. Over a unix socket nothing is encrypted.
-    token, token_file: the bearer token for servers with --auth-token-file, or a file with it, read anew for
-        each call. Only sent over TLS or to this host.
+    token, token_file: the bearer token for servers with --auth-token-file, or a file with it, read
+        anew for each call. Only sent over TLS or to this host.
     timeout: seconds that a call may take over all tries; None for no limit.
     connect_timeout: seconds to wait for one address to answer.
-    retries: how often a call is tried again that ended with UNAVAILABLE, after about 0.1 s, 0.2 s, 0.4 s, ...
+    retries: how often a call is tried again that ended with UNAVAILABLE, after about 0.1 s, 0.2 s,
+        0.4 s, ...
     message_bytes: bytes of gradient in one message; a server takes up to its --max-message-bytes.
 
     Raises ValueError for a wrong argument, OSError where a file of tls can't be read.
@@ -81,11 +90,13 @@ def connect(
 class Client:
     """A client of a GradClip server; made by connect(). Thread-safe: calls may run at once.
 
-    Calls raise GradClipError or one of its classes (gradclip.errors), ValueError and TypeError for wrong
-    arguments. Whatever they raise, the tensors are as they were.
+    Calls raise GradClipError or one of its classes (gradclip.errors), ValueError and TypeError for
+    wrong arguments. Whatever they raise, the tensors are as they were.
     """
 
-    def __init__(self, servers: Servers, *, timeout: Optional[float], retries: int, message_bytes: int) -> None:
+    def __init__(
+        self, servers: Servers, *, timeout: Optional[float], retries: int, message_bytes: int
+    ) -> None:
         self._servers = servers
         self._timeout = timeout
         self._retries = retries
@@ -108,7 +119,8 @@ class Client:
     ) -> NormAnswer:
         """The norm of all tensors together.
 
-        tensors: Tensor, or buffers that say their dtype, such as array.array("f") and NumPy's arrays.
+        tensors: Tensor, or buffers that say their dtype, such as array.array("f") and NumPy's
+            arrays.
         norm_type: p of the p-norm: > 0, or infinity for the largest magnitude.
         pre_scale: what every element is multiplied by first; finite, > 0.
         per_tensor: also answer with each tensor's norm.
@@ -117,7 +129,9 @@ class Client:
         start = _contract.ComputeNormStart()
         _set_norm(start.norm, norm_type, pre_scale, per_tensor)
 
-        def attempt(server: Server, rest: Optional[float], requests: Iterator[bytes], metadata: Any) -> NormAnswer:
+        def attempt(
+            server: Server, rest: Optional[float], requests: Iterator[bytes], metadata: Any
+        ) -> NormAnswer:
             call = server.compute_norm.future(requests, timeout=rest, metadata=metadata)
             try:
                 return norm_answer(call.result().norm)
@@ -146,22 +160,35 @@ class Client:
 
         max_norm: >= 0; infinity measures and never clips.
         epsilon: added to the norm before dividing; finite, >= 0.
-        nonfinite: where the total norm is NaN or infinite: "propagate", as PyTorch does (the coefficient is 0
-            or NaN); "error" raises NonfiniteGradientError; "skip" changes nothing; "zero" assigns 0.
-        reply: "coefficient": the tensors are only read, and the caller multiplies by answer.coefficient, and
-            assigns 0 where answer.skipped and it is 0. (gradclip.numpy and gradclip.torch do that.)
-            "gradient" and "gradient_if_changed": the server sends the clipped bytes back, always or where
-            they differ, and they are written to the tensors, which must be writable, once all have come: it
-            takes twice the traffic, and the gradient's size of memory for the time of the call.
+        nonfinite: where the total norm is NaN or infinite: "propagate", as PyTorch does (the
+            coefficient is 0 or NaN); "error" raises NonfiniteGradientError; "skip" changes nothing;
+            "zero" assigns 0.
+        reply: "coefficient": the tensors are only read, and the caller multiplies by
+            answer.coefficient, and assigns 0 where answer.skipped and it is 0. (gradclip.numpy and
+            gradclip.torch do that.) "gradient" and "gradient_if_changed": the server sends the
+            clipped bytes back, always or where
+            they differ, and they are written to the tensors, which must be writable, once all have
+            come: it takes twice the traffic, and the gradient's size of memory for the time of the
+                call.
         The rest as of compute_norm().
         """
         if nonfinite not in _POLICIES:
-            raise ValueError(f'nonfinite is "{nonfinite}"; it must be one of {", ".join(_POLICIES)}')
+            raise ValueError(
+                f'nonfinite is "{nonfinite}"; it must be one of {", ".join(_POLICIES)}'
+            )
         if reply not in _REPLIES:
             raise ValueError(f'reply is "{reply}"; it must be one of {", ".join(_REPLIES)}')
         return self._clip(
-            declare(tensors), max_norm, epsilon=epsilon, nonfinite=nonfinite, reply=reply, norm_type=norm_type,
-            pre_scale=pre_scale, per_tensor=per_tensor, group=group)
+            declare(tensors),
+            max_norm,
+            epsilon=epsilon,
+            nonfinite=nonfinite,
+            reply=reply,
+            norm_type=norm_type,
+            pre_scale=pre_scale,
+            per_tensor=per_tensor,
+            group=group,
+        )
 
     def _clip(
         self,
@@ -181,9 +208,15 @@ class Client:
         if reply != "coefficient":
             for index, one in enumerate(declared):
                 if one.view.readonly and one.view.nbytes:
-                    raise ValueError(f'tensor "{one.name or f"#{index}"}" is read only; reply "{reply}" writes to it')
+                    raise ValueError(
+                        f'tensor "{one.name or index}" is read only; reply "{reply}" writes to it'
+                    )
         start = _contract.ClipGradNormStart(
-            max_norm=max_norm, epsilon=epsilon, nonfinite=_POLICIES[nonfinite], reply=_REPLIES[reply])
+            max_norm=max_norm,
+            epsilon=epsilon,
+            nonfinite=_POLICIES[nonfinite],
+            reply=_REPLIES[reply],
+        )
         _set_norm(start.norm, norm_type, pre_scale, per_tensor)
 
         def attempt(
@@ -204,10 +237,16 @@ class Client:
                 call.cancel()
                 raise
             if answer is None:
-                raise Failure("INTERNAL", "the server ended the call without a result", server.address)
+                raise Failure(
+                    "INTERNAL", "the server ended the call without a result", server.address
+                )
             expected = sum(len(one.view) for one in declared) if answer.gradient_follows else 0
             if sum(map(len, clipped)) != expected:
-                raise Failure("INTERNAL", f"the server sent {sum(map(len, clipped))} clipped bytes of {expected}", server.address)
+                raise Failure(
+                    "INTERNAL",
+                    f"the server sent {sum(map(len, clipped))} clipped bytes of {expected}",
+                    server.address,
+                )
             return answer, clipped
 
         answer, clipped = self._stream(declared, start, group, attempt, payload)
@@ -219,11 +258,17 @@ class Client:
 
         def attempt(server: Server, rest: Optional[float]) -> ServerInfo:
             try:
-                return server_info(server.get_server_info(b"", timeout=rest, metadata=self._servers.token.metadata()))
+                return server_info(
+                    server.get_server_info(
+                        b"", timeout=rest, metadata=self._servers.token.metadata()
+                    )
+                )
             except grpc.RpcError as error:
                 raise failure_of(error, server.address) from None
 
-        return _retry.run(self._servers, attempt, timeout=self._timeout, retries=self._retries, in_group=False)
+        return _retry.run(
+            self._servers, attempt, timeout=self._timeout, retries=self._retries, in_group=False
+        )
 
     def close(self) -> None:
         """Closes the connections; running calls end with an error."""
@@ -233,7 +278,10 @@ class Client:
         return self
 
     def __exit__(
-        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+        self,
+        kind: Optional[type[BaseException]],
+        error: Optional[BaseException],
+        trace: Optional[TracebackType],
     ) -> None:
         self.close()
 
@@ -254,19 +302,30 @@ class Client:
 
         def attempt(server: Server, rest: Optional[float]) -> Answer:
             begin = time.monotonic()
-            then = data_requests(declared, self._message_bytes) if payload is None else payload(server, rest)
+            then = (
+                data_requests(declared, self._message_bytes)
+                if payload is None
+                else payload(server, rest)
+            )
             if rest is not None:
                 rest = max(rest - (time.monotonic() - begin), 0.001)
             try:
                 return call(server, rest, chain((first,), then), self._servers.token.metadata())
             except grpc.RpcError as error:
                 failure = failure_of(error, server.address)
-                if payload is not None and failure.code == "NOT_FOUND":  # shared memory that is to be registered anew
+                if (
+                    payload is not None and failure.code == "NOT_FOUND"
+                ):  # shared memory that is to be registered anew
                     raise Failure("UNAVAILABLE", failure.details, server.address) from None
                 raise failure from None
 
         return _retry.run(
-            self._servers, attempt, timeout=self._timeout, retries=self._retries, in_group=group is not None)
+            self._servers,
+            attempt,
+            timeout=self._timeout,
+            retries=self._retries,
+            in_group=group is not None,
+        )
 
 
 def _set_norm(norm: Any, norm_type: float, pre_scale: float, per_tensor: bool) -> None:

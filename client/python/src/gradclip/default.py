@@ -16,7 +16,8 @@ _process = 0  # gRPC's connections do not outlive a fork
 def default_client() -> Client:
     """The process's client: of the address in the variable GRADCLIP_SERVER, or 127.0.0.1:50051.
 
-    It is made with the first call, without TLS or token; for others give connect()'s client to the functions.
+    It is made with the first call, without TLS or token; for others give connect()'s client to the
+    functions.
     """
     global _client, _process
     with _lock:

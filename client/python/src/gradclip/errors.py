@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Type
-
 
 class GradClipError(Exception):
     """Anything that went wrong in a call; the base of all below.
@@ -31,11 +29,11 @@ class ServerUnavailable(GradClipError, ConnectionError):
 
 
 class CallTimeout(GradClipError, TimeoutError):
-    """The call's own timeout is over, or, in a group, the step's: the message names the missing ranks."""
+    """The call's timeout is over, or in a group the step's: the message names missing ranks."""
 
 
 class AccessError(GradClipError, PermissionError):
-    """The server wants a token or certificate, does not know the one it got, or does not allow the call."""
+    """The server wants a token or certificate, or another one, or does not allow the call."""
 
 
 class LimitError(GradClipError):
@@ -46,7 +44,7 @@ class StepAborted(GradClipError):
     """The group's step was aborted; all ranks may go on with `attempt` + 1 of Group."""
 
 
-_CLASSES: dict[str, Type[GradClipError]] = {
+_CLASSES: dict[str, type[GradClipError]] = {
     "INVALID_ARGUMENT": InvalidArgumentError,
     "UNAVAILABLE": ServerUnavailable,
     "DEADLINE_EXCEEDED": CallTimeout,

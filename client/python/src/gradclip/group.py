@@ -15,9 +15,9 @@ _LONGEST_JOB = 256
 class Group:
     """One rank's part in one step of a job.
 
-    All ranks get one norm and one coefficient. Each sends its own tensors; those that another rank counts
-    too are `replica` at all but one. max_norm, norm_type, pre_scale, epsilon and the non-finite policy must
-    be the same at all ranks.
+    All ranks get one norm and one coefficient. Each sends its own tensors; those that another rank
+    counts too are `replica` at all but one. max_norm, norm_type, pre_scale, epsilon and the
+    non-finite policy must be the same at all ranks.
 
     job: 1 to 256 bytes of UTF-8.
     step: the job's step; each is answered once. dataclasses.replace(group, step=n) makes the next.
@@ -41,10 +41,15 @@ class Group:
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.job.encode()) <= _LONGEST_JOB:
-            raise ValueError(f"job has {len(self.job.encode())} bytes of UTF-8; it must have 1 to {_LONGEST_JOB}")
+            raise ValueError(
+                f"job has {len(self.job.encode())} bytes of UTF-8; it must have 1 to {_LONGEST_JOB}"
+            )
         for name, least, most in (
-            ("world_size", 1, 2**32 - 1), ("rank", 0, self.world_size - 1), ("step", 0, 2**64 - 1),
-            ("generation", 0, 2**64 - 1), ("attempt", 0, 2**32 - 1),
+            ("world_size", 1, 2**32 - 1),
+            ("rank", 0, self.world_size - 1),
+            ("step", 0, 2**64 - 1),
+            ("generation", 0, 2**64 - 1),
+            ("attempt", 0, 2**32 - 1),
         ):
             value = getattr(self, name)
             if not least <= value <= most:
@@ -54,7 +59,7 @@ class Group:
 
     @classmethod
     def from_environment(cls, job: str, step: int, **more: Any) -> Group:
-        """A group with rank and world size from RANK and WORLD_SIZE, as torchrun and others set them.
+        """A group with rank and world size from RANK and WORLD_SIZE, as torchrun sets them.
 
         more: further fields. Raises ValueError where a variable is missing or no number.
         """
@@ -64,15 +69,24 @@ class Group:
 def _number(variable: str) -> int:
     text = os.environ.get(variable, "")
     if not text.strip().isdigit():
-        raise ValueError(f'the variable {variable} is "{text}", not a number; a launcher such as torchrun sets it')
+        raise ValueError(
+            f'the variable {variable} is "{text}", not a number; '
+            "a launcher such as torchrun sets it"
+        )
     return int(text)
 
 
 def to_message(group: Group) -> Any:
     """The contract's Group."""
     message = _contract.Group(
-        job=group.job, generation=group.generation, step=group.step, rank=group.rank,
-        world_size=group.world_size, attempt=group.attempt, job_secret=group.job_secret)
+        job=group.job,
+        generation=group.generation,
+        step=group.step,
+        rank=group.rank,
+        world_size=group.world_size,
+        attempt=group.attempt,
+        job_secret=group.job_secret,
+    )
     if group.timeout is not None:
         message.timeout.FromNanoseconds(round(group.timeout * 1e9))
     return message

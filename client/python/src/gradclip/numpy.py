@@ -1,7 +1,7 @@
 """Clipping of NumPy's arrays by their norm.
 
-    from gradclip.numpy import clip_by_global_norm
-    clipped, total_norm = clip_by_global_norm({"w": w, "b": b}, max_norm=1.0)
+from gradclip.numpy import clip_by_global_norm
+clipped, total_norm = clip_by_global_norm({"w": w, "b": b}, max_norm=1.0)
 """
 
 from __future__ import annotations
@@ -37,14 +37,16 @@ def clip_by_global_norm(
 ) -> tuple[Any, float]:
     """Clips arrays by the norm of all of them together.
 
-    tree: an array, or dicts, lists and tuples of arrays, in any depth; None counts as nothing. The arrays are
-        of any shape, and of float16, float32, float64, or ml_dtypes' bfloat16.
+    tree: an array, or dicts, lists and tuples of arrays, in any depth; None counts as nothing. The
+        arrays are of any shape, and of float16, float32, float64, or ml_dtypes' bfloat16.
     max_norm: >= 0; infinity measures and never clips.
     norm_type: p of the p-norm: > 0, or infinity.
-    epsilon: added to the norm before dividing, as PyTorch does; 0 for the rule of JAX and TensorFlow.
-    nonfinite: where the norm is NaN or infinite: "propagate", "error", "skip" or "zero", as of Client.clip.
-    in_place: write to the arrays, which must be writable. By default, as users of optax expect, they are left
-        alone and new ones returned.
+    epsilon: added to the norm before dividing, as PyTorch does; 0 for the rule of JAX and
+        TensorFlow.
+    nonfinite: where the norm is NaN or infinite: "propagate", "error", "skip" or "zero", as of
+        Client.clip.
+    in_place: write to the arrays, which must be writable. By default, as users of optax expect,
+        they are left alone and new ones returned.
     client: of gradclip.connect(); by default gradclip.default_client().
     group: the arrays are one rank's part of a job's gradient.
 
@@ -55,7 +57,13 @@ def clip_by_global_norm(
     if in_place:
         _check_writable(leaves)
     answer = (client or default_client()).clip(
-        _declare(leaves), max_norm, norm_type=norm_type, epsilon=epsilon, nonfinite=nonfinite, group=group)
+        _declare(leaves),
+        max_norm,
+        norm_type=norm_type,
+        epsilon=epsilon,
+        nonfinite=nonfinite,
+        group=group,
+    )
     clear = answer.skipped and answer.coefficient == 0
     if in_place:
         for _, array in leaves:
@@ -67,11 +75,19 @@ def clip_by_global_norm(
 
 
 def global_norm(
-    tree: Any, *, norm_type: float = 2.0, client: Optional[Client] = None, group: Optional[Group] = None
+    tree: Any,
+    *,
+    norm_type: float = 2.0,
+    client: Optional[Client] = None,
+    group: Optional[Group] = None,
 ) -> float:
     """The norm of all arrays of a tree together. Arguments and errors as of clip_by_global_norm."""
     arrays = _declare(list(_leaves(tree, "")))
-    return (client or default_client()).compute_norm(arrays, norm_type=norm_type, group=group).total_norm
+    return (
+        (client or default_client())
+        .compute_norm(arrays, norm_type=norm_type, group=group)
+        .total_norm
+    )
 
 
 def _check_writable(leaves: Leaves) -> None:
@@ -81,7 +97,9 @@ def _check_writable(leaves: Leaves) -> None:
             raise ValueError(f"array {path or 'given'} is read only; in_place writes to it")
         first = seen.setdefault(array.__array_interface__["data"][0], path) if array.size else path
         if first != path:
-            raise ValueError(f"arrays {first} and {path} are the same memory; in_place takes it once")
+            raise ValueError(
+                f"arrays {first} and {path} are the same memory; in_place takes it once"
+            )
 
 
 def _children(tree: Any) -> Optional[list[tuple[Any, Any]]]:
@@ -103,10 +121,16 @@ def _leaves(tree: Any, path: str) -> Iterator[tuple[str, Any]]:
         if array is not tree:  # a scalar, which can't be written to
             array.flags.writeable = False
         if array.dtype.name not in _NAMES:
-            raise ValueError(f"array {path or 'given'} is {array.dtype.name}; it must be one of {', '.join(_NAMES)}")
+            raise ValueError(
+                f"array {path or 'given'} is {array.dtype.name}; "
+                f"it must be one of {', '.join(_NAMES)}"
+            )
         yield path, array
     elif tree is not None:
-        raise TypeError(f"{path or 'tree'} is {type(tree).__name__}; it must be an array, dict, list, tuple or None")
+        raise TypeError(
+            f"{path or 'tree'} is {type(tree).__name__}; "
+            "it must be an array, dict, list, tuple or None"
+        )
 
 
 def _rebuilt(tree: Any, arrays: Iterator[Any]) -> Any:
@@ -133,8 +157,8 @@ def _declare(leaves: Leaves) -> list[Tensor]:
 
 
 def _multiplied(array: Any, coefficient: float, clear: bool) -> Any:
-    """A new array. As the server multiplies: in float32 or float64, rounded once to the array's dtype, and in
-    float64 where the coefficient is beyond float32's normal numbers."""
+    """A new array. As the server multiplies: in float32 or float64, rounded once to the array's
+    dtype, and in float64 where the coefficient is beyond float32's normal numbers."""
     if clear:
         return np.zeros_like(array)
     if coefficient == 1:
@@ -144,4 +168,6 @@ def _multiplied(array: Any, coefficient: float, clear: bool) -> Any:
     in_double = 0 < magnitude < float(info.tiny) or float(info.max) < magnitude < math.inf
     wide = np.float64 if in_double or array.dtype.itemsize == 8 else np.float32
     with np.errstate(all="ignore"):
-        return np.asarray(np.multiply(array, wide(coefficient), dtype=wide)).astype(array.dtype, copy=False)
+        return np.asarray(np.multiply(array, wide(coefficient), dtype=wide)).astype(
+            array.dtype, copy=False
+        )

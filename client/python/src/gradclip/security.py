@@ -14,7 +14,8 @@ class Tls:
     """TLS over TCP. Files are PEM, and are read when a client is made.
 
     ca_file: the authorities that may vouch for the server; None for gRPC's own list.
-    cert_file, key_file: the client's own certificate and key, for servers that ask for one. Both or none.
+    cert_file, key_file: the client's own certificate and key, for servers that ask for one. Both or
+        none.
     server_name: the name that the server's certificate must have; None for the host in the address.
     """
 
@@ -66,7 +67,7 @@ class Token:
         return self._token is not None or self._file is not None
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """A call's metadata. Raises OSError where the file can't be read, ValueError where it has no token."""
+        """A call's metadata. Raises OSError for the file, ValueError where that has no token."""
         if not self:
             return ()
         token = self._token
@@ -75,5 +76,7 @@ class Token:
                 token = file.read().strip()
         if not token or not token.isascii() or not token.isprintable() or " " in token:
             where = f"token_file {self._file}" if self._file is not None else "token"
-            raise ValueError(f"{where} is no token: it must be printable ASCII without spaces, and not empty")
+            raise ValueError(
+                f"{where} is no token: it must be printable ASCII without spaces, and not empty"
+            )
         return (("authorization", "Bearer " + token),)

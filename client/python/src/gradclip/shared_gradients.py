@@ -1,4 +1,4 @@
-"""SharedGradients of gradclip.torch: gradients in memory that a server on this host reads itself."""
+"""SharedGradients of gradclip.torch: gradients in memory that a server on this host reads."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import warnings
 import weakref
 from collections.abc import Collection, Iterable, Iterator
 from types import TracebackType
-from typing import Any, Callable, Optional, Type, Union
+from typing import Any, Callable, Optional, Union
 
 import torch
 from torch import Tensor
@@ -27,28 +27,31 @@ _ASK_AGAIN_AFTER = 10.0
 
 
 class SharedGradients:
-    """The gradients of a model's parameters, laid out once in memory that a server on this host reads.
+    """A model's gradients, laid out once in memory that a server on this host reads.
 
         shared = SharedGradients(model, client=gradclip.connect("unix:/run/gradclip/server.sock"))
         loss.backward()
         total_norm = shared.clip_grad_norm_(max_norm=1.0)
 
-    No step sends a gradient byte. backward() writes to the memory, also after zero_grad(set_to_none=True)
-    and where it accumulates: a hook of each parameter that has no gradient gives it its zeroed memory. A gradient
-    that was put elsewhere, as by `.grad = ...`, is moved into the memory by the next clipping.
+    No step sends a gradient byte. backward() writes to the memory, also after
+    zero_grad(set_to_none=True) and where it accumulates: a hook of each parameter that has no
+    gradient gives it its zeroed memory. A gradient that was put elsewhere, as by `.grad = ...`, is
+    moved into the memory by the next clipping.
 
-    The server has to have a --memory-socket, and this process a user that may use it. Where it has not, or does
-    not answer there, gradients are streamed, which is said once by warnings.warn; is_shared tells.
+    The server has to have a --memory-socket, and this process a user that may use it. Where it has
+    not, or does not answer there, gradients are streamed, which is said once by warnings.warn;
+    is_shared tells.
 
-    model: a torch.nn.Module, or an iterable of parameters. Those that require gradients are taken, which must be
-        dense, of float16, bfloat16, float32 or float64, and in the host's memory.
-    client: of gradclip.connect(), to a unix socket or loopback; by default gradclip.default_client().
+    model: a torch.nn.Module, or an iterable of parameters. Those that require gradients are taken,
+        which must be dense, of float16, bfloat16, float32 or float64, and in the host's memory.
+    client: of gradclip.connect(), to a unix socket or loopback; by default
+        gradclip.default_client().
     require_shared: raise GradClipError, with the reason, instead of streaming.
-    server_uids: users, beside root and one's own, as whom the server may run. Whoever listens at the path that
-        the server names is given the memory, to read.
+    server_uids: users, beside root and one's own, as whom the server may run. Whoever listens at
+        the path that the server names is given the memory, to read.
 
-    Belongs to one thread at a time. Raises ValueError for a parameter that can't be taken, OSError where the
-    system has not as much memory.
+    Belongs to one thread at a time. Raises ValueError for a parameter that can't be taken, OSError
+    where the system has not as much memory.
     """
 
     def __init__(
@@ -61,23 +64,36 @@ class SharedGradients:
     ) -> None:
         self._parameters = _parameters_of(model)
         for index, one in enumerate(self._parameters):
-            if one.device.type != "cpu" or one.dtype not in DTYPES or one.layout is not torch.strided:
+            if (
+                one.device.type != "cpu"
+                or one.dtype not in DTYPES
+                or one.layout is not torch.strided
+            ):
                 raise ValueError(
-                    f"parameter #{index} is {one.dtype} on {one.device}, {one.layout}; shared gradients are dense, in the "
-                    f"host's memory, and one of {', '.join(DTYPES.values())}")
+                    f"parameter #{index} is {one.dtype} on {one.device}, {one.layout}; it must be dense, "
+                    f"in the host's memory, and one of {', '.join(DTYPES.values())}"
+                )
         self._client = client
         self._require_shared = require_shared
         self._sizes = [one.numel() * one.element_size() for one in self._parameters]
         self._offsets, length = lay_out(self._sizes)
         self._region = Region(length, server_uids)
         self._views = [
-            torch.frombuffer(self._region.memory, dtype=one.dtype, count=one.numel(), offset=offset).view(one.shape)
-            if one.numel() else torch.zeros_like(one)
+            torch.frombuffer(
+                self._region.memory, dtype=one.dtype, count=one.numel(), offset=offset
+            ).view(one.shape)
+            if one.numel()
+            else torch.zeros_like(one)
             for one, offset in zip(self._parameters, self._offsets)
         ]
         self._declared = declare(
-            Declaration(memoryview(self._region.memory)[offset : offset + size], DTYPES[one.dtype], tuple(one.shape))
-            for one, offset, size in zip(self._parameters, self._offsets, self._sizes))
+            Declaration(
+                memoryview(self._region.memory)[offset : offset + size],
+                DTYPES[one.dtype],
+                tuple(one.shape),
+            )
+            for one, offset, size in zip(self._parameters, self._offsets, self._sizes)
+        )
         self._hooks = [_give_memory(one, view) for one, view in zip(self._parameters, self._views)]
         self._refused_until = 0.0
         self._refusal = ""  # of the last call that was not shared
@@ -99,7 +115,7 @@ class SharedGradients:
         *,
         group: Optional[Group] = None,
     ) -> Tensor:
-        """gradclip.torch.clip_grad_norm_ of the parameters; arguments, result and errors are the same."""
+        """As gradclip.torch.clip_grad_norm_, of the parameters."""
         limit, p = check(max_norm, norm_type)
         present = self._gather()
         if not present and group is None:
@@ -128,12 +144,15 @@ class SharedGradients:
         return self
 
     def __exit__(
-        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+        self,
+        kind: Optional[type[BaseException]],
+        error: Optional[BaseException],
+        trace: Optional[TracebackType],
     ) -> None:
         self.close()
 
     def _gather(self) -> list[int]:
-        """Moves gradients that are elsewhere into the memory; the numbers of the parameters that have one."""
+        """Moves gradients that are elsewhere into the memory. Which parameters have one."""
         present = []
         for index, (parameter, view) in enumerate(zip(self._parameters, self._views)):
             grad = parameter.grad
@@ -161,7 +180,9 @@ class SharedGradients:
                 if self._require_shared:
                     gone = tries == 1 and isinstance(refused, Unreachable)
                     code = "UNAVAILABLE" if gone else "FAILED_PRECONDITION"
-                    raise Failure(code, f"gradients can't be shared: {refused}", server.address) from None
+                    raise Failure(
+                        code, f"gradients can't be shared: {refused}", server.address
+                    ) from None
                 self._refusal = str(refused)
                 return data_requests([self._declared[index] for index in present], 1 << 20)
             self._shared = True
@@ -188,7 +209,9 @@ class SharedGradients:
         """Warns of a call that was streamed, once for each reason."""
         said, self._said = self._said, "" if self._shared else self._refusal
         if self._said not in ("", said):
-            warnings.warn(f"gradients are streamed to the server, not shared: {self._said}", stacklevel=3)
+            warnings.warn(
+                f"gradients are streamed to the server, not shared: {self._said}", stacklevel=3
+            )
 
 
 def _parameters_of(model: Any) -> list[Tensor]:
@@ -198,7 +221,7 @@ def _parameters_of(model: Any) -> list[Tensor]:
 
 
 def _give_memory(parameter: Any, view: Tensor) -> Any:
-    """Registers a hook that is called with each gradient before it is accumulated into parameter.grad; its handle."""
+    """A hook that is called with each gradient before it is accumulated into parameter.grad."""
     parameter_of = weakref.ref(parameter)
 
     def hook(_: Any) -> None:

@@ -13,7 +13,8 @@ from gradclip import _contract
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-# By name: the contract's number, bytes per element, and the format of Python's buffers, where there is one.
+# By name: the contract's number, bytes per element, and the format of Python's buffers, where there
+# is one.
 _DTYPES = {
     "float32": (_contract.DTYPE_FLOAT32, 4, "f"),
     "float16": (_contract.DTYPE_FLOAT16, 2, "e"),
@@ -29,11 +30,12 @@ class Tensor:
 
     data: anything with the buffer protocol: row-major elements without padding, in this machine's
         (little-endian) byte order. Not copied; it must not change while a call runs.
-    dtype: "float32", "float16", "bfloat16" or "float64". May be left out where the buffer says it, as those
-        of array.array and NumPy do.
+    dtype: "float32", "float16", "bfloat16" or "float64". May be left out where the buffer says it,
+        as those of array.array and NumPy do.
     shape: elements in each dimension; () for a scalar. By default the buffer's own.
     name: UTF-8; may be empty: errors then say "#3" for the fourth tensor.
-    replica: left out of the norm, the counts and the policies, as another rank (or an earlier tensor) counts it.
+    replica: left out of the norm, the counts and the policies, as another rank (or an earlier
+        tensor) counts it.
     """
 
     data: ReadableBuffer
@@ -69,7 +71,10 @@ def _declare_one(given: Union[Tensor, ReadableBuffer], index: int) -> Declared:
     try:
         view = memoryview(tensor.data)
     except TypeError:
-        raise TypeError(f"{who}: {type(tensor.data).__name__} has no buffer; give bytes, an array or a memoryview") from None
+        raise TypeError(
+            f"{who}: {type(tensor.data).__name__} has no buffer; "
+            "give bytes, an array or a memoryview"
+        ) from None
     if not view.c_contiguous:
         raise ValueError(f"{who} is not contiguous in row-major order; copy it first")
 
@@ -77,7 +82,11 @@ def _declare_one(given: Union[Tensor, ReadableBuffer], index: int) -> Declared:
     own = _FORMATS.get(code)
     dtype = tensor.dtype or own or ""
     if dtype not in _DTYPES:
-        what = f'dtype is "{dtype}"' if dtype else f'dtype is missing, and the buffer\'s format "{view.format}" is none of ours'
+        what = (
+            f'dtype is "{dtype}"'
+            if dtype
+            else f'dtype is missing, and the buffer\'s format "{view.format}" is none of ours'
+        )
         raise ValueError(f"{who}: {what}; it must be one of {', '.join(_DTYPES)}")
     if (own and own != dtype) or code.startswith((">", "!")):
         raise ValueError(f'{who}: dtype is {dtype}, and the buffer\'s format "{view.format}"')
@@ -90,5 +99,14 @@ def _declare_one(given: Union[Tensor, ReadableBuffer], index: int) -> Declared:
     else:
         shape = (view.nbytes // size,)
     if any(length < 0 for length in shape) or math.prod(shape) * size != view.nbytes:
-        raise ValueError(f"{who}: shape {list(shape)} of {dtype} is {math.prod(shape) * size} bytes, and the buffer has {view.nbytes}")
-    return Declared(tensor.name, number, shape, tensor.replica, view.cast("B") if view.nbytes else memoryview(b""))
+        raise ValueError(
+            f"{who}: shape {list(shape)} of {dtype} is {math.prod(shape) * size} bytes, "
+            f"and the buffer has {view.nbytes}"
+        )
+    return Declared(
+        tensor.name,
+        number,
+        shape,
+        tensor.replica,
+        view.cast("B") if view.nbytes else memoryview(b""),
+    )
