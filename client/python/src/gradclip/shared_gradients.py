@@ -70,8 +70,8 @@ class SharedGradients:
                 or one.layout is not torch.strided
             ):
                 raise ValueError(
-                    f"parameter #{index} is {one.dtype} on {one.device}, {one.layout}; it must be dense, "
-                    f"in the host's memory, and one of {', '.join(DTYPES.values())}"
+                    f"parameter #{index} is {one.dtype} on {one.device}, {one.layout}; "
+                    f"it must be dense, in the host's memory, and one of {', '.join(DTYPES.values())}"
                 )
         self._client = client
         self._require_shared = require_shared
