@@ -71,7 +71,7 @@ class SharedGradients:
             ):
                 raise ValueError(
                     f"parameter #{index} is {one.dtype} on {one.device}, {one.layout}; "
-                    f"it must be dense, in the host's memory, and one of {', '.join(DTYPES.values())}"
+                    f"it must be dense, on the host, and one of {', '.join(DTYPES.values())}"
                 )
         self._client = client
         self._require_shared = require_shared
