@@ -8,8 +8,10 @@ import threading
 import time
 
 import gradclip
+import grpc
 import pytest
 from golden import CASES, EXPECTED, is_exact, number, read_safetensors, tensors
+from gradclip._servers import failure_of
 
 GOLDEN = [case for case in CASES if case["exact_total_norm"] is not None]
 
@@ -219,6 +221,43 @@ def test_a_server_killed_amid_a_call_leaves_the_tensors(start_server):
         with pytest.raises(gradclip.ServerUnavailable):
             client.clip([gradient], 1, reply="gradient", group=gradclip.Group("job", 0, 0, 2))
     assert gradient.tolist() == [3, 4]
+
+
+class RefusedCall(grpc.RpcError):
+    def __init__(self, code, details):
+        self.code = lambda: code
+        self.details = lambda: details
+
+
+@pytest.mark.parametrize(
+    ("code", "details", "becomes"),
+    [
+        # A server that stops says so of a call that it has not seen; it is tried again.
+        (grpc.StatusCode.CANCELLED, "CANCELLED", "UNAVAILABLE"),
+        (grpc.StatusCode.CANCELLED, "Channel closed!", "CANCELLED"),
+        (grpc.StatusCode.UNKNOWN, "Stream removed", "UNAVAILABLE"),
+        (grpc.StatusCode.UNKNOWN, "something else", "UNKNOWN"),
+    ],
+)
+def test_what_a_stopping_server_says_is_unavailable(code, details, becomes):
+    assert failure_of(RefusedCall(code, details), "a:1").code == becomes
+
+
+def test_a_call_that_a_stopping_server_cancelled_is_tried_again(client, monkeypatch):
+    (server,) = client._servers._servers
+    calls = []
+
+    class Call:
+        def future(self, requests, **more):
+            calls.append(sum(map(len, requests)))
+            if len(calls) < 3:
+                raise RefusedCall(grpc.StatusCode.CANCELLED, "CANCELLED")
+            raise RefusedCall(grpc.StatusCode.NOT_FOUND, "enough")
+
+    monkeypatch.setattr(server, "compute_norm", Call())
+    with pytest.raises(gradclip.GradClipError, match="enough"):
+        client.compute_norm([array.array("f", [1])])
+    assert len(calls) == 3 and len(set(calls)) == 1  # each sent all of it
 
 
 def test_server_info(client):

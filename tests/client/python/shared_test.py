@@ -105,6 +105,9 @@ def test_gradients_from_elsewhere_are_moved_into_the_memory(sharing):
         assert gradients.clip_grad_norm_(1.0) == 5
         assert are_in(gradients, [one]) and none.grad is None
         torch.testing.assert_close(one.grad, torch.tensor([0.6, 0.8]))
+        one.grad.data = torch.tensor([6.0, 8.0])
+        assert gradients.clip_grad_norm_(1.0) == 10
+        torch.testing.assert_close(one.grad, torch.tensor([0.6, 0.8]))
         one.grad = None
         assert gradients.clip_grad_norm_(1.0) == 0 and one.grad is None
 

@@ -78,14 +78,8 @@ class SharedGradients:
         self._sizes = [one.numel() * one.element_size() for one in self._parameters]
         self._offsets, length = lay_out(self._sizes)
         self._region = Region(length, server_uids)
-        self._views = [
-            torch.frombuffer(
-                self._region.memory, dtype=one.dtype, count=one.numel(), offset=offset
-            ).view(one.shape)
-            if one.numel()
-            else torch.zeros_like(one)
-            for one, offset in zip(self._parameters, self._offsets)
-        ]
+        self._views = [self._view(index) for index in range(len(self._parameters))]
+        self._addresses = [view.data_ptr() for view in self._views]
         self._declared = declare(
             Declaration(
                 memoryview(self._region.memory)[offset : offset + size],
@@ -94,7 +88,9 @@ class SharedGradients:
             )
             for one, offset, size in zip(self._parameters, self._offsets, self._sizes)
         )
-        self._hooks = [_give_memory(one, view) for one, view in zip(self._parameters, self._views)]
+        self._hooks = [
+            _give_memory(one, self._views, index) for index, one in enumerate(self._parameters)
+        ]
         self._refused_until = 0.0
         self._refusal = ""  # of the last call that was not shared
         self._said = ""
@@ -120,13 +116,14 @@ class SharedGradients:
         present = self._gather()
         if not present and group is None:
             return torch.tensor(0.0)
-        answer = (self._client or default_client())._clip(
+        client = self._client or default_client()
+        answer = client._clip(
             [self._declared[index] for index in present],
             limit,
             norm_type=p,
             nonfinite="error" if error_if_nonfinite else "propagate",
             group=group,
-            payload=self._payload(present),
+            payload=self._payload(present, client),
         )
         self._say_refusal()
         views = [self._views[index] for index in present]
@@ -154,17 +151,32 @@ class SharedGradients:
     def _gather(self) -> list[int]:
         """Moves gradients that are elsewhere into the memory. Which parameters have one."""
         present = []
-        for index, (parameter, view) in enumerate(zip(self._parameters, self._views)):
+        for index, parameter in enumerate(self._parameters):
             grad = parameter.grad
             if grad is None:
                 continue
-            if grad is not view and grad.data_ptr() != view.data_ptr():
+            if grad.data_ptr() != self._addresses[index]:
+                # Also where it is the view itself, and was given other memory (.grad.data = ...).
+                view = self._view(index)
                 view.copy_(grad.detach())
-            parameter.grad = view
+                self._views[index] = view
+            parameter.grad = self._views[index]
             present.append(index)
         return present
 
-    def _payload(self, present: list[int]) -> Callable[[Server, Optional[float]], Iterator[bytes]]:
+    def _view(self, index: int) -> Tensor:
+        """The memory of a parameter's gradient, as a tensor."""
+        one = self._parameters[index]
+        if one.numel() == 0:
+            return torch.zeros_like(one)
+        memory, offset = self._region.memory, self._offsets[index]
+        flat = torch.frombuffer(memory, dtype=one.dtype, count=one.numel(), offset=offset)
+        view: Tensor = flat.view(one.shape)
+        return view
+
+    def _payload(
+        self, present: list[int], client: Client
+    ) -> Callable[[Server, Optional[float]], Iterator[bytes]]:
         filled = [index for index in present if self._sizes[index]]
         tries = 0
 
@@ -184,7 +196,9 @@ class SharedGradients:
                         code, f"gradients can't be shared: {refused}", server.address
                     ) from None
                 self._refusal = str(refused)
-                return data_requests([self._declared[index] for index in present], 1 << 20)
+                return data_requests(
+                    [self._declared[index] for index in present], client._message_bytes
+                )
             self._shared = True
             if not filled:
                 return iter(())
@@ -220,13 +234,13 @@ def _parameters_of(model: Any) -> list[Tensor]:
     return list(dict.fromkeys(one for one in given if one.requires_grad))
 
 
-def _give_memory(parameter: Any, view: Tensor) -> Any:
+def _give_memory(parameter: Any, views: list[Tensor], index: int) -> Any:
     """A hook that is called with each gradient before it is accumulated into parameter.grad."""
     parameter_of = weakref.ref(parameter)
 
     def hook(_: Any) -> None:
         owner = parameter_of()
         if owner is not None and owner.grad is None:
-            owner.grad = view.zero_()
+            owner.grad = views[index].zero_()
 
     return parameter.register_hook(hook)
