@@ -3,6 +3,7 @@
 import array
 import concurrent.futures
 import math
+import signal
 import socket
 import threading
 import time
@@ -209,6 +210,33 @@ def test_a_server_that_comes_back_is_found(start_server):
                 listen=first.address
             )  # here, as a server dies with the thread that started it
             assert call.result().total_norm == 5
+
+
+def test_servers_that_restart_one_after_another_end_no_call(start_server):
+    servers = [start_server(), start_server()]
+    gradient = [array.array("f", [1.0] * 100_000)]
+    stopped = threading.Event()
+
+    def train(client):
+        norms = set()
+        while not stopped.is_set():
+            norms.add(client.clip(gradient, 1.0).norm.total_norm)
+        return norms
+
+    with gradclip.connect(",".join(server.address for server in servers)) as client:
+        with concurrent.futures.ThreadPoolExecutor(3) as pool:
+            calls = [pool.submit(train, client) for _ in range(3)]
+            for number, how in enumerate(
+                (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL, signal.SIGKILL)
+            ):
+                old = servers[number % 2]
+                old.process.send_signal(how)
+                old.process.wait()
+                servers[number % 2] = start_server(listen=old.address)
+                time.sleep(0.3)
+            stopped.set()
+            for call in calls:
+                assert call.result() == {math.sqrt(100_000)}
 
 
 def test_a_server_killed_amid_a_call_leaves_the_tensors(start_server):

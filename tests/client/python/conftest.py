@@ -3,10 +3,8 @@
 GRADCLIP_BIN_DIR names the folder of gradclip-server; by default build/release/bin.
 """
 
-import ctypes
 import os
 import pathlib
-import signal
 import subprocess
 
 import gradclip
@@ -16,10 +14,10 @@ ROOT = pathlib.Path(__file__).resolve().parents[3]
 DATA = ROOT / "tests" / "data"
 PROGRAMS = pathlib.Path(os.environ.get("GRADCLIP_BIN_DIR", ROOT / "build" / "release" / "bin"))
 
-
-def die_with_parent():
-    """In a child: it is killed when the test run ends, however that ends."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+# The server is killed when the thread that started it ends, however that ends. It is not done in a
+# function of Popen's, as that forks this process with gRPC's threads in it.
+DIE_WITH_PARENT = ["setpriv", "--pdeathsig", "KILL"]
+QUIET = ["--log-level=error"]
 
 
 class ServerProcess:
@@ -27,10 +25,9 @@ class ServerProcess:
 
     def __init__(self, *flags, listen="127.0.0.1:0"):
         self.process = subprocess.Popen(
-            [PROGRAMS / "gradclip-server", f"--listen={listen}", "--log-level=error", *flags],
+            [*DIE_WITH_PARENT, PROGRAMS / "gradclip-server", f"--listen={listen}", *QUIET, *flags],
             stdout=subprocess.PIPE,
             text=True,
-            preexec_fn=die_with_parent,
         )
         line = self.process.stdout.readline()
         assert line.startswith("listening on "), f"the server said {line!r}"

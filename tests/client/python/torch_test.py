@@ -282,6 +282,21 @@ def test_ranks_clip_by_the_norm_of_both():
     torch.testing.assert_close(torch.cat([one.grad for one in ranks]), torch.tensor([0.6, 0.8]))
 
 
+def test_another_rank_s_nan_is_an_error_of_its_own():
+    group = gradclip.Group("torch-nan", 0, 0, 2)
+    ranks = [torch.tensor([3.0]), torch.tensor([math.nan])]
+
+    def norm(rank):
+        own = dataclasses.replace(group, rank=rank)
+        return get_total_norm(ranks[rank], error_if_nonfinite=True, group=own)
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        calls = [pool.submit(norm, rank) for rank in (0, 1)]
+        for call, says in zip(calls, ("other ranks have 1 element", r"is #0\[0\]")):
+            with pytest.raises(gradclip.NonfiniteGradientError, match=says):
+                call.result()
+
+
 def test_a_rank_without_gradients_takes_part():
     group = gradclip.Group("torch-none", 0, 0, 2)
     with concurrent.futures.ThreadPoolExecutor(2) as pool:

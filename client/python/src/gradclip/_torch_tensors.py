@@ -9,6 +9,7 @@ from typing import Optional, Union
 import torch
 from torch import Tensor
 
+from gradclip.answer import NormAnswer
 from gradclip.errors import NonfiniteGradientError
 from gradclip.tensor import Tensor as Declared
 
@@ -108,12 +109,18 @@ def norm_tensor(total_norm: float, tensors: list[Tensor]) -> Tensor:
     return torch.tensor(total_norm, dtype=dtype, device=tensors[0].device if tensors else None)
 
 
-def nonfinite(total_norm: float, first: str, norm_type: float) -> NonfiniteGradientError:
-    where = (
-        f"the first element that is not finite is {first}" if first else "all elements are finite"
-    )
+def nonfinite(answer: NormAnswer, norm_type: float) -> NonfiniteGradientError:
+    """The error for a norm that is not finite."""
+    if answer.first_nonfinite:
+        where = f"the first element that is NaN or infinite is {answer.first_nonfinite}"
+    elif answer.group_nonfinite_elements:
+        where = (
+            f"other ranks have {answer.group_nonfinite_elements} elements that are NaN or infinite"
+        )
+    else:
+        where = "all elements are finite, and it is beyond the largest double"
     return NonfiniteGradientError(
-        f"the total norm of order {norm_type:g} is {total_norm}: {where}. "
+        f"the total norm of order {norm_type:g} is {answer.total_norm}: {where}. "
         "error_if_nonfinite=False goes on",
         code="FAILED_PRECONDITION",
     )

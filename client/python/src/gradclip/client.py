@@ -60,9 +60,9 @@ def connect(
     """A client of the server at an address. It connects with the first call.
 
     address: "host:port" or "unix:/path", or several with commas between, of servers that may stand
-        in for each
-        other: a call goes to the one that was reached last, and to the next in order where nobody
-        answers. Ranks of a group may be at different servers only where those share a store.
+        in for each other: a call goes to the one that was reached last, and to the next in order
+        where nobody answers. Ranks of a group may be at different servers only where those share a
+        store.
     tls: TLS over TCP: True, or a Tls with files. Over a unix socket nothing is encrypted.
     token, token_file: the bearer token for servers with --auth-token-file, or a file with it, read
         anew for each call. Only sent over TLS or to this host.
@@ -166,10 +166,9 @@ class Client:
         reply: "coefficient": the tensors are only read, and the caller multiplies by
             answer.coefficient, and assigns 0 where answer.skipped and it is 0. (gradclip.numpy and
             gradclip.torch do that.) "gradient" and "gradient_if_changed": the server sends the
-            clipped bytes back, always or where
-            they differ, and they are written to the tensors, which must be writable, once all have
-            come: it takes twice the traffic, and the gradient's size of memory for the time of the
-                call.
+            clipped bytes back, always or where they differ, and they are written to the tensors,
+            which must be writable, once all have come: it takes twice the traffic, and the
+            gradient's size of memory for the time of the call.
         The rest as of compute_norm().
         """
         if nonfinite not in _POLICIES:

@@ -112,7 +112,7 @@ def get_total_norm(
         declare(given, written=False), norm_type=p, group=group
     )
     if error_if_nonfinite and not math.isfinite(answer.total_norm):
-        raise nonfinite(answer.total_norm, answer.first_nonfinite, p)
+        raise nonfinite(answer, p)
     return norm_tensor(answer.total_norm, given)
 
 
@@ -136,8 +136,9 @@ def clip_grads_with_norm_(
 
 
 def group_of_process(job: str, step: int, **more: Any) -> Group:
-    """A Group with this process's rank and world size: of torch.distributed where that is
-    initialised, else of the variables RANK and WORLD_SIZE.
+    """A Group with the rank and world size that torch.distributed gives this process.
+
+    Where that is not initialised, the variables RANK and WORLD_SIZE count.
 
     more: further fields of Group. Raises ValueError where neither is there.
     """
