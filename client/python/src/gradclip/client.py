@@ -1,0 +1,348 @@
+"""The client: norms and clipping of buffers, over one or several servers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Callable, Optional, TypeVar, Union
+
+import grpc
+
+from gradclip import _contract, _retry
+from gradclip._servers import Failure, Server, Servers, failure_of
+from gradclip._wire import Declarations, data_requests, start_request
+from gradclip.answer import (
+    ClipAnswer,
+    NormAnswer,
+    ServerInfo,
+    clip_answer,
+    norm_answer,
+    server_info,
+)
+from gradclip.group import Group, to_message
+from gradclip.security import Tls, Token
+from gradclip.tensor import Declared, Tensor, declare
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+_POLICIES = {
+    "propagate": _contract.NONFINITE_PROPAGATE,
+    "error": _contract.NONFINITE_ERROR,
+    "skip": _contract.NONFINITE_SKIP,
+    "zero": _contract.NONFINITE_ZERO,
+}
+_REPLIES = {
+    "coefficient": _contract.REPLY_COEFFICIENT,
+    "gradient": _contract.REPLY_GRADIENT,
+    "gradient_if_changed": _contract.REPLY_GRADIENT_IF_CHANGED,
+}
+
+Answer = TypeVar("Answer")
+# The requests after the first, of a call to this server that may take so many seconds.
+Payload = Callable[[Server, Optional[float]], Iterator[bytes]]
+Tensors = Iterable[Union[Tensor, "ReadableBuffer"]]
+
+
+def connect(
+    address: str,
+    *,
+    tls: Union[bool, Tls] = False,
+    token: Optional[str] = None,
+    token_file: Optional[str] = None,
+    timeout: Optional[float] = None,
+    connect_timeout: float = 5.0,
+    retries: int = 4,
+    message_bytes: int = 1 << 20,
+) -> Client:
+    """A client of the server at an address. It connects with the first call.
+
+    address: "host:port" or "unix:/path", or several with commas between, of servers that may stand
+        in for each other: a call goes to the one that was reached last, and to the next in order
+        where nobody answers. Ranks of a group may be at different servers only where those share a
+        store.
+    tls: TLS over TCP: True, or a Tls with files. Over a unix socket nothing is encrypted.
+    token, token_file: the bearer token for servers with --auth-token-file, or a file with it, read
+        anew for each call. Only sent over TLS or to this host.
+    timeout: seconds that a call may take over all tries; None for no limit.
+    connect_timeout: seconds to wait for one address to answer.
+    retries: how often a call is tried again that ended with UNAVAILABLE, after about 0.1 s, 0.2 s,
+        0.4 s, ...
+    message_bytes: bytes of gradient in one message; a server takes up to its --max-message-bytes.
+
+    Raises ValueError for a wrong argument, OSError where a file of tls can't be read.
+    """
+    if timeout is not None and not timeout > 0:
+        raise ValueError(f"timeout is {timeout} s; it must be > 0, or None")
+    if not connect_timeout > 0:
+        raise ValueError(f"connect_timeout is {connect_timeout} s; it must be > 0")
+    if retries < 0:
+        raise ValueError(f"retries is {retries}; it must be >= 0")
+    if not 1 <= message_bytes <= 1 << 30:
+        raise ValueError(f"message_bytes is {message_bytes}; it must be 1 to {1 << 30}")
+    with_tls = tls if isinstance(tls, Tls) else Tls() if tls else None
+    servers = Servers(address, with_tls, Token(token, token_file), connect_timeout)
+    return Client(servers, timeout=timeout, retries=retries, message_bytes=message_bytes)
+
+
+class Client:
+    """A client of a GradClip server; made by connect(). Thread-safe: calls may run at once.
+
+    Calls raise GradClipError or one of its classes (gradclip.errors), ValueError and TypeError for
+    wrong arguments. Whatever they raise, the tensors are as they were.
+    """
+
+    def __init__(
+        self, servers: Servers, *, timeout: Optional[float], retries: int, message_bytes: int
+    ) -> None:
+        self._servers = servers
+        self._timeout = timeout
+        self._retries = retries
+        self._message_bytes = message_bytes
+        self._declarations = Declarations()
+
+    @property
+    def address(self) -> str:
+        """The address, or addresses with commas between."""
+        return self._servers.address
+
+    def compute_norm(
+        self,
+        tensors: Tensors,
+        *,
+        norm_type: float = 2.0,
+        pre_scale: float = 1.0,
+        per_tensor: bool = False,
+        group: Optional[Group] = None,
+    ) -> NormAnswer:
+        """The norm of all tensors together.
+
+        tensors: Tensor, or buffers that say their dtype, such as array.array("f") and NumPy's
+            arrays.
+        norm_type: p of the p-norm: > 0, or infinity for the largest magnitude.
+        pre_scale: what every element is multiplied by first; finite, > 0.
+        per_tensor: also answer with each tensor's norm.
+        group: the gradient is one rank's part.
+        """
+        start = _contract.ComputeNormStart()
+        _set_norm(start.norm, norm_type, pre_scale, per_tensor)
+
+        def attempt(
+            server: Server, rest: Optional[float], requests: Iterator[bytes], metadata: Any
+        ) -> NormAnswer:
+            call = server.compute_norm.future(requests, timeout=rest, metadata=metadata)
+            try:
+                return norm_answer(call.result().norm)
+            except grpc.RpcError:
+                raise
+            except BaseException:  # KeyboardInterrupt
+                call.cancel()
+                raise
+
+        return self._stream(declare(tensors), start, group, attempt)
+
+    def clip(
+        self,
+        tensors: Tensors,
+        max_norm: float,
+        *,
+        epsilon: float = 1e-6,
+        nonfinite: str = "propagate",
+        reply: str = "coefficient",
+        norm_type: float = 2.0,
+        pre_scale: float = 1.0,
+        per_tensor: bool = False,
+        group: Optional[Group] = None,
+    ) -> ClipAnswer:
+        """How to clip the tensors by their total norm, and with other replies does so.
+
+        max_norm: >= 0; infinity measures and never clips.
+        epsilon: added to the norm before dividing; finite, >= 0.
+        nonfinite: where the total norm is NaN or infinite: "propagate", as PyTorch does (the
+            coefficient is 0 or NaN); "error" raises NonfiniteGradientError; "skip" changes nothing;
+            "zero" assigns 0.
+        reply: "coefficient": the tensors are only read, and the caller multiplies by
+            answer.coefficient, and assigns 0 where answer.skipped and it is 0. (gradclip.numpy and
+            gradclip.torch do that.) "gradient" and "gradient_if_changed": the server sends the
+            clipped bytes back, always or where they differ, and they are written to the tensors,
+            which must be writable, once all have come: it takes twice the traffic, and the
+            gradient's size of memory for the time of the call.
+        The rest as of compute_norm().
+        """
+        if nonfinite not in _POLICIES:
+            raise ValueError(
+                f'nonfinite is "{nonfinite}"; it must be one of {", ".join(_POLICIES)}'
+            )
+        if reply not in _REPLIES:
+            raise ValueError(f'reply is "{reply}"; it must be one of {", ".join(_REPLIES)}')
+        return self._clip(
+            declare(tensors),
+            max_norm,
+            epsilon=epsilon,
+            nonfinite=nonfinite,
+            reply=reply,
+            norm_type=norm_type,
+            pre_scale=pre_scale,
+            per_tensor=per_tensor,
+            group=group,
+        )
+
+    def _clip(
+        self,
+        declared: list[Declared],
+        max_norm: float,
+        *,
+        epsilon: float = 1e-6,
+        nonfinite: str = "propagate",
+        reply: str = "coefficient",
+        norm_type: float = 2.0,
+        pre_scale: float = 1.0,
+        per_tensor: bool = False,
+        group: Optional[Group] = None,
+        payload: Optional[Payload] = None,
+    ) -> ClipAnswer:
+        """As clip(). payload: makes the requests after the first; by default the tensors' data."""
+        if reply != "coefficient":
+            for index, one in enumerate(declared):
+                if one.view.readonly and one.view.nbytes:
+                    raise ValueError(
+                        f'tensor "{one.name or index}" is read only; reply "{reply}" writes to it'
+                    )
+        start = _contract.ClipGradNormStart(
+            max_norm=max_norm,
+            epsilon=epsilon,
+            nonfinite=_POLICIES[nonfinite],
+            reply=_REPLIES[reply],
+        )
+        _set_norm(start.norm, norm_type, pre_scale, per_tensor)
+
+        def attempt(
+            server: Server, rest: Optional[float], requests: Iterator[bytes], metadata: Any
+        ) -> tuple[ClipAnswer, list[bytes]]:
+            call = server.clip_grad_norm(requests, timeout=rest, metadata=metadata)
+            answer = None
+            clipped = []
+            try:
+                for message in call:
+                    if message.WhichOneof("payload") == "result":
+                        answer = clip_answer(message.result)
+                    else:
+                        clipped.append(message.data)
+            except grpc.RpcError:
+                raise
+            except BaseException:  # KeyboardInterrupt
+                call.cancel()
+                raise
+            if answer is None:
+                raise Failure(
+                    "INTERNAL", "the server ended the call without a result", server.address
+                )
+            expected = sum(len(one.view) for one in declared) if answer.gradient_follows else 0
+            if sum(map(len, clipped)) != expected:
+                raise Failure(
+                    "INTERNAL",
+                    f"the server sent {sum(map(len, clipped))} clipped bytes of {expected}",
+                    server.address,
+                )
+            return answer, clipped
+
+        answer, clipped = self._stream(declared, start, group, attempt, payload)
+        _write(clipped, declared)
+        return answer
+
+    def server_info(self) -> ServerInfo:
+        """What the server is, can do and allows."""
+
+        def attempt(server: Server, rest: Optional[float]) -> ServerInfo:
+            try:
+                return server_info(
+                    server.get_server_info(
+                        b"", timeout=rest, metadata=self._servers.token.metadata()
+                    )
+                )
+            except grpc.RpcError as error:
+                raise failure_of(error, server.address) from None
+
+        return _retry.run(
+            self._servers, attempt, timeout=self._timeout, retries=self._retries, in_group=False
+        )
+
+    def close(self) -> None:
+        """Closes the connections; running calls end with an error."""
+        self._servers.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[type[BaseException]],
+        error: Optional[BaseException],
+        trace: Optional[TracebackType],
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f'<gradclip.Client of "{self.address}">'
+
+    def _stream(
+        self,
+        declared: list[Declared],
+        start: Any,
+        group: Optional[Group],
+        call: Callable[[Server, Optional[float], Iterator[bytes], Any], Answer],
+        payload: Optional[Payload] = None,
+    ) -> Answer:
+        if group is not None:
+            start.group.CopyFrom(to_message(group))
+        first = start_request(start.SerializeToString(), self._declarations.serialise(declared))
+
+        def attempt(server: Server, rest: Optional[float]) -> Answer:
+            begin = time.monotonic()
+            then = (
+                data_requests(declared, self._message_bytes)
+                if payload is None
+                else payload(server, rest)
+            )
+            if rest is not None:
+                rest = max(rest - (time.monotonic() - begin), 0.001)
+            try:
+                return call(server, rest, chain((first,), then), self._servers.token.metadata())
+            except grpc.RpcError as error:
+                failure = failure_of(error, server.address)
+                if (
+                    payload is not None and failure.code == "NOT_FOUND"
+                ):  # shared memory that is to be registered anew
+                    raise Failure("UNAVAILABLE", failure.details, server.address) from None
+                raise failure from None
+
+        return _retry.run(
+            self._servers,
+            attempt,
+            timeout=self._timeout,
+            retries=self._retries,
+            in_group=group is not None,
+        )
+
+
+def _set_norm(norm: Any, norm_type: float, pre_scale: float, per_tensor: bool) -> None:
+    norm.norm_type = norm_type
+    norm.pre_scale = pre_scale
+    norm.per_tensor = per_tensor
+
+
+def _write(clipped: list[bytes], declared: list[Declared]) -> None:
+    """Copies the messages' bytes, one after another, into the tensors."""
+    messages = iter(clipped)
+    message = memoryview(b"")
+    for tensor in declared if clipped else ():
+        begin = 0
+        while begin < len(tensor.view):
+            if not message:
+                message = memoryview(next(messages))
+            part = message[: len(tensor.view) - begin]
+            tensor.view[begin : begin + len(part)] = part
+            begin += len(part)
+            message = message[len(part) :]

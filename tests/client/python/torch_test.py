@@ -1,0 +1,342 @@
+"""gradclip.torch against what torch.nn.utils documents, and against torch's own where that is
+right.
+"""
+
+import concurrent.futures
+import dataclasses
+import math
+import socket
+
+import gradclip
+import pytest
+from golden import CASES, EXPECTED, is_exact, number, read_safetensors, tensors
+
+torch = pytest.importorskip("torch")
+
+from gradclip.torch import clip_grad_norm_, clip_grads_with_norm_, get_total_norm, group_of_process  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("default_server")
+
+DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float64": torch.float64,
+}
+
+
+def tensor_of(dtype, shape, data):
+    if not data:
+        return torch.zeros(shape, dtype=DTYPES[dtype])
+    return torch.frombuffer(bytearray(data), dtype=DTYPES[dtype]).reshape(shape)
+
+
+def parameter(grad):
+    made = torch.nn.Parameter(torch.zeros_like(grad))
+    made.grad = grad
+    return made
+
+
+def parameters_of(case):
+    return [parameter(tensor_of(*one)) for one in tensors(case)]
+
+
+def random_parameters(dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    return [
+        parameter(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype))
+        for shape in ((64, 33), (7,), (), (2, 3, 5))
+    ]
+
+
+def grads(parameters):
+    return [one.grad.clone() for one in parameters]
+
+
+def same_bits(a, b):
+    """Whether all tensors are equal, NaN included."""
+    return all(
+        torch.equal(torch.nan_to_num(x, 7.0), torch.nan_to_num(y, 7.0))
+        and torch.equal(x.isnan(), y.isnan())
+        for x, y in zip(a, b)
+    )
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
+def test_golden_cases(case, client):
+    """Norms are the exact ones, and the elements to the bit those that the server would have
+    sent.
+    """
+    parameters = parameters_of(case)
+    before = grads(parameters)
+    p, limit = number(case["norm_type"]), number(case["max_norm"])
+    if "raises" in case["torch"]:
+        with pytest.raises(RuntimeError):
+            clip_grad_norm_(parameters, limit, p, error_if_nonfinite=True)
+        assert same_bits(grads(parameters), before)
+        return
+    total_norm = clip_grad_norm_(parameters, limit, p, case["error_if_nonfinite"])
+    assert total_norm.dim() == 0
+    if case["exact_total_norm"] is not None:
+        exact = number(case["exact_total_norm"])
+        if total_norm.dtype is torch.float64:
+            assert is_exact(total_norm.item(), exact, p)
+        else:
+            expected = torch.tensor(exact, dtype=total_norm.dtype).item()
+            assert total_norm.item() == expected or (math.isnan(exact) and total_norm.isnan())
+
+    reference = [(dtype, shape, bytearray(data)) for dtype, shape, data in tensors(case)]
+    client.clip(
+        [gradclip.Tensor(data, dtype, shape) for dtype, shape, data in reference],
+        limit,
+        norm_type=p,
+        reply="gradient",
+    )
+    assert same_bits(grads(parameters), [tensor_of(*one) for one in reference])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("norm_type", [1, 2, 3.5, math.inf, "inf"])
+@pytest.mark.parametrize("max_norm", [0, 0.5, 1e6])
+def test_does_what_torch_does(dtype, norm_type, max_norm):
+    ours, theirs = random_parameters(dtype), random_parameters(dtype)
+    norm = clip_grad_norm_(ours, max_norm, norm_type)
+    expected = torch.nn.utils.clip_grad_norm_(theirs, max_norm, float(norm_type))
+    assert (
+        norm.dtype == expected.dtype
+        and norm.shape == expected.shape
+        and norm.device == expected.device
+    )
+    torch.testing.assert_close(norm, expected)
+    for a, b in zip(ours, theirs):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_real_gradients(name):
+    given = read_safetensors(name)
+    ours, theirs = ([parameter(tensor_of(*one)) for one in given.values()] for _ in range(2))
+    norm = clip_grad_norm_(ours, 1.0)
+    assert norm == torch.tensor(EXPECTED[name]["total_norm_f64"], dtype=torch.float32)
+    torch.nn.utils.clip_grad_norm_(theirs, 1.0)
+    for a, b in zip(ours, theirs):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_one_tensor_a_generator_and_tensors_without_gradient():
+    one = parameter(torch.tensor([3.0, 4.0]))
+    assert clip_grad_norm_(one, 1.0) == 5
+    torch.testing.assert_close(one.grad, torch.tensor([0.6, 0.8]))
+    without = torch.nn.Parameter(torch.ones(2))
+    assert clip_grad_norm_((p for p in [without, one]), 10.0) == pytest.approx(1)
+    assert without.grad is None
+
+
+def test_no_gradients_have_norm_0():
+    for given in ([], [torch.nn.Parameter(torch.ones(2))]):
+        norm = clip_grad_norm_(given, 1.0)
+        assert norm.dtype is torch.float32 and norm.dim() == 0 and norm == 0
+    assert get_total_norm([]) == 0
+
+
+@pytest.mark.parametrize("foreach", [None, True, False])
+def test_foreach_changes_no_bit(foreach):
+    parameters, others = random_parameters(), random_parameters()
+    clip_grad_norm_(parameters, 0.5, foreach=foreach)
+    clip_grad_norm_(others, 0.5)
+    assert same_bits(grads(parameters), grads(others))
+
+
+def test_mixed_dtypes_have_the_norm_of_the_widest():
+    parameters = [
+        parameter(torch.tensor([3.0], dtype=torch.bfloat16)),
+        parameter(torch.tensor([4.0], dtype=torch.float64)),
+    ]
+    norm = clip_grad_norm_(parameters, 1.0)
+    assert norm.dtype is torch.float64 and norm == 5
+    assert parameters[0].grad.dtype is torch.bfloat16
+    assert (
+        clip_grad_norm_([parameter(torch.ones(4, dtype=torch.float16))], 9.0).dtype is torch.float32
+    )
+
+
+def test_gradients_that_are_not_contiguous():
+    for dtype in (torch.float32, torch.bfloat16):
+        grad = torch.arange(12, dtype=dtype).reshape(3, 4).t()
+        ours, theirs = (
+            parameter(grad.clone(memory_format=torch.preserve_format)),
+            parameter(grad.contiguous()),
+        )
+        assert not ours.grad.is_contiguous()
+        assert clip_grad_norm_(ours, 1.0) == clip_grad_norm_(theirs, 1.0)
+        assert torch.equal(ours.grad, theirs.grad) and not ours.grad.is_contiguous()
+
+
+def test_the_gradient_is_changed_in_place():
+    one = parameter(torch.tensor([3.0, 4.0]))
+    address = one.grad.data_ptr()
+    clip_grad_norm_(one, 1.0)
+    assert one.grad.data_ptr() == address
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_nonfinite_gradients(bad):
+    ours, theirs = (parameter(torch.tensor([1.0, bad, 3.0])) for _ in range(2))
+    with pytest.raises(RuntimeError, match="NONFINITE_ERROR.*#0\\[1\\]") as caught:
+        clip_grad_norm_(ours, 1.0, error_if_nonfinite=True)
+    assert isinstance(caught.value, gradclip.NonfiniteGradientError)
+    with pytest.raises(gradclip.NonfiniteGradientError, match="#0\\[1\\]"):
+        get_total_norm(ours.grad, error_if_nonfinite=True)
+    assert same_bits([ours.grad], [theirs.grad])
+    norm, expected = clip_grad_norm_(ours, 1.0), torch.nn.utils.clip_grad_norm_(theirs, 1.0)
+    assert same_bits([norm, ours.grad], [expected, theirs.grad])
+
+
+def test_norms_where_torch_overflows():
+    huge = parameter(torch.tensor([3e20, 4e20]))
+    assert clip_grad_norm_(huge, 1.0) == torch.tensor(5e20)
+    torch.testing.assert_close(huge.grad, torch.tensor([0.6, 0.8]))
+    beyond = get_total_norm(torch.full((4,), 3e38))
+    assert beyond.dtype is torch.float64 and beyond.isfinite()
+
+
+@pytest.mark.parametrize(
+    ("max_norm", "norm_type", "says"),
+    [
+        (-1, 2, "max_norm is -1"),
+        (math.nan, 2, "max_norm is nan"),
+        (1, 0, "norm_type is 0"),
+        (1, -2, "norm_type is -2"),
+    ],
+)
+def test_limits_and_norms_that_are_refused(max_norm, norm_type, says):
+    one = parameter(torch.tensor([3.0, 4.0]))
+    with pytest.raises(ValueError, match=says):
+        clip_grad_norm_(one, max_norm, norm_type)
+    assert one.grad.tolist() == [3, 4]
+
+
+def test_gradients_that_are_refused_leave_all_as_they_were():
+    good = parameter(torch.tensor([3.0, 4.0]))
+    tied = parameter(good.grad)
+    expanded = torch.nn.Parameter(torch.zeros(3))
+    expanded.grad = torch.ones(1).expand(3)
+    sparse = parameter(torch.eye(2).to_sparse())
+    for bad, says in ((tied, "same memory"), (expanded, "expanded"), (sparse, "sparse")):
+        with pytest.raises(ValueError, match=says):
+            clip_grad_norm_([good, bad], 1.0)
+    with pytest.raises(ValueError, match="complex64"):
+        get_total_norm([torch.zeros(2, dtype=torch.complex64)])
+    assert good.grad.tolist() == [3, 4]
+
+
+def test_a_lost_server_leaves_the_gradients(start_server):
+    server = start_server()
+    one = parameter(torch.tensor([3.0, 4.0]))
+    with gradclip.connect(server.address, retries=1) as client:
+        assert clip_grad_norm_(one, 9.0, client=client) == 5
+        server.kill()
+        with pytest.raises(gradclip.ServerUnavailable):
+            clip_grad_norm_(one, 1.0, client=client)
+    assert one.grad.tolist() == [3, 4]
+
+
+@pytest.mark.parametrize("max_norm", [0.0, 0.5, 1e6, math.inf])
+@pytest.mark.parametrize("bad", [None, math.nan, math.inf])
+def test_a_known_norm_clips_to_the_same_bits(max_norm, bad):
+    ours, theirs = random_parameters(torch.float64), random_parameters(torch.float64)
+    if bad is not None:
+        ours[1].grad[0] = theirs[1].grad[0] = bad
+    norm = get_total_norm([one.grad for one in ours])
+    assert clip_grads_with_norm_(ours, max_norm, norm) is None
+    clip_grad_norm_(theirs, max_norm)
+    assert same_bits(grads(ours), grads(theirs))
+
+
+@pytest.mark.skipif(not hasattr(torch.nn.utils, "get_total_norm"), reason="this torch has none")
+@pytest.mark.parametrize("norm_type", [1, 2, math.inf])
+def test_the_two_halves_do_what_torch_s_do(norm_type):
+    ours, theirs = random_parameters(), random_parameters()
+    norm = get_total_norm([one.grad for one in ours], norm_type)
+    expected = torch.nn.utils.get_total_norm([one.grad for one in theirs], norm_type)
+    torch.testing.assert_close(norm, expected)
+    clip_grads_with_norm_(ours, 0.5, norm)
+    torch.nn.utils.clip_grads_with_norm_(theirs, 0.5, expected)
+    for a, b in zip(ours, theirs):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_ranks_clip_by_the_norm_of_both():
+    group = gradclip.Group("torch", 0, 0, 2)
+    ranks = [parameter(torch.tensor([3.0])), parameter(torch.tensor([4.0]))]
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        norms = list(
+            pool.map(
+                lambda rank: clip_grad_norm_(
+                    ranks[rank], 1.0, group=dataclasses.replace(group, rank=rank)
+                ),
+                (0, 1),
+            )
+        )
+    assert norms == [5, 5]
+    torch.testing.assert_close(torch.cat([one.grad for one in ranks]), torch.tensor([0.6, 0.8]))
+
+
+def test_another_rank_s_nan_is_an_error_of_its_own():
+    group = gradclip.Group("torch-nan", 0, 0, 2)
+    ranks = [torch.tensor([3.0]), torch.tensor([math.nan])]
+
+    def norm(rank):
+        own = dataclasses.replace(group, rank=rank)
+        return get_total_norm(ranks[rank], error_if_nonfinite=True, group=own)
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        calls = [pool.submit(norm, rank) for rank in (0, 1)]
+        for call, says in zip(calls, ("other ranks have 1 element", r"is #0\[0\]")):
+            with pytest.raises(gradclip.NonfiniteGradientError, match=says):
+                call.result()
+
+
+def test_a_rank_without_gradients_takes_part():
+    group = gradclip.Group("torch-none", 0, 0, 2)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        one = pool.submit(clip_grad_norm_, parameter(torch.tensor([3.0, 4.0])), 1.0, group=group)
+        none = pool.submit(clip_grad_norm_, [], 1.0, group=dataclasses.replace(group, rank=1))
+        assert one.result() == none.result() == 5
+
+
+def test_the_group_of_torch_distributed(monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert group_of_process("j", 3) == gradclip.Group("j", 3, 1, 2)
+    if not torch.distributed.is_available():
+        pytest.skip("this torch has no torch.distributed")
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=0, world_size=1
+    )
+    try:
+        assert group_of_process("j", 3, attempt=1) == gradclip.Group("j", 3, 0, 1, attempt=1)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_training_is_torchs_within_rounding():
+    def losses(clip):
+        torch.manual_seed(1)
+        model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        data, target = torch.randn(32, 8), torch.randn(32, 1)
+        for _ in range(20):
+            optimizer.zero_grad()
+            loss = torch.nn.functional.mse_loss(model(data), target)
+            loss.backward()
+            clip(model.parameters(), 0.1)
+            optimizer.step()
+            yield loss.item()
+
+    assert list(losses(clip_grad_norm_)) == pytest.approx(
+        list(losses(torch.nn.utils.clip_grad_norm_)), rel=1e-4
+    )
