@@ -3,7 +3,6 @@
 // --help, what to do about each alert against the alert rules.
 #include <gmock/gmock.h>
 
-#include <regex>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -40,18 +39,26 @@ std::string Table(const std::string& head) {
 }
 
 TEST(Readme, HasEveryFlagAsTheServersHelpHasIt) {
+  const std::string kDefault = " Default: ";
+  const std::string kVariable = ". Variable: ";
   Process server("gradclip-server", {"--help"});
   ASSERT_EQ(server.Wait(), 0);
   std::string rows;
   std::string flag;
   std::string text;
   const auto end_flag = [&] {
-    std::smatch parts;
-    // --help and --version have neither default nor variable.
-    if (std::regex_match(text, parts,
-                         std::regex(" (.*) Default: (.*)\\. Variable: (GRADCLIP_\\w+)(.*)\\."))) {
-      rows += "| `" + flag + "` | " + parts.str(1) + " | " + parts.str(2) + " | `" + parts.str(3) +
-              "`" + parts.str(4) + " |\n";
+    // " WHAT Default: VALUE. Variable: NAME.", perhaps with words about the variable. --help and
+    // --version have neither.
+    const size_t at_default = text.rfind(kDefault);
+    const size_t at_variable = text.rfind(kVariable);
+    if (at_default != std::string::npos && at_variable != std::string::npos) {
+      const std::string what = text.substr(1, at_default - 1);
+      const size_t value = at_default + kDefault.size();
+      const size_t name = at_variable + kVariable.size();
+      const size_t name_end = text.find_first_of(" .", name);
+      rows += "| `" + flag + "` | " + what + " | " + text.substr(value, at_variable - value) +
+              " | `" + text.substr(name, name_end - name) + "`" +
+              text.substr(name_end, text.size() - 1 - name_end) + " |\n";
     }
     flag.clear();
     text.clear();
@@ -69,14 +76,14 @@ TEST(Readme, HasEveryFlagAsTheServersHelpHasIt) {
 }
 
 TEST(Readme, SaysWhatToDoAboutEveryAlert) {
+  const std::string kAlert = "- alert: ";
   std::string rows;
   bool in_runbook = false;
   for (const std::string& line : Lines(ReadFile(kSource + "/docker/prometheus/alerts.yml"))) {
     const size_t indentation = line.find_first_not_of(' ');
-    std::smatch parts;
-    if (std::regex_match(line, parts, std::regex(" *- alert: (.*)"))) {
-      rows += (rows.empty() ? "| `" : " |\n| `") + parts.str(1) + "` |";
-    } else if (std::regex_match(line, std::regex(" *runbook: >-"))) {
+    if (const size_t at = line.find(kAlert); at != std::string::npos) {
+      rows += (rows.empty() ? "| `" : " |\n| `") + line.substr(at + kAlert.size()) + "` |";
+    } else if (line.find("runbook: >-") != std::string::npos) {
       in_runbook = true;
       continue;
     } else if (in_runbook && indentation != std::string::npos) {
