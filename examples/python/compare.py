@@ -1,6 +1,6 @@
 """Trains in all modes from the same seeds, and says what is the same and how far the rest differs.
 
-    python3 examples/python/compare.py --steps 200 --plot norms.png
+python3 examples/python/compare.py --steps 200 --plot norms.png
 
 Ends with status 1 where something differs that must not. Starts build/release/bin/gradclip-server
 unless --server names one, which needs a --memory-socket.

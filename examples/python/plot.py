@@ -21,7 +21,7 @@ def draw(records: list[Record], max_norm: float, path: pathlib.Path) -> None:
         below.plot(record.coefficient, label=record.mode, **style)
     above.axhline(max_norm, color="grey", linewidth=0.8, linestyle=":", label="max_norm")
     above.set_ylabel("norm before clipping")
-    above.set_yscale("log")
+    above.set_ylim(bottom=0)
     above.legend()
     below.set_ylabel("coefficient")
     below.set_ylim(0, 1.05)

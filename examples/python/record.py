@@ -15,7 +15,9 @@ from torch import Tensor
 class Record:
     """One number for each step, as float32 has it: the same number is the same bits.
 
-    torch_norm: PyTorch's norm of the same gradients; empty where nobody had all of them.
+    coefficient: of the norm, as both compute it.
+    torch_norm, clipped_norm: PyTorch's norm of the same gradients, before and after clipping; empty
+        where no process had all of them.
     parameters: by name, a digest of the bytes after the last step.
     """
 
@@ -24,6 +26,7 @@ class Record:
     norm: list[float] = dataclasses.field(default_factory=list)
     coefficient: list[float] = dataclasses.field(default_factory=list)
     torch_norm: list[float] = dataclasses.field(default_factory=list)
+    clipped_norm: list[float] = dataclasses.field(default_factory=list)
     parameters: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def add(self, loss: Tensor, norm: Tensor, max_norm: float) -> None:

@@ -1,6 +1,6 @@
 """Trains a character transformer in one way; --help has the ways.
 
-    python3 examples/python/train.py --mode streamed --server 127.0.0.1:50051
+python3 examples/python/train.py --mode streamed --server 127.0.0.1:50051
 """
 
 from __future__ import annotations
@@ -50,6 +50,11 @@ def connect(settings: Settings) -> gradclip.Client:
     return gradclip.connect(settings.server, timeout=60)
 
 
+def torch_norm(model: Transformer) -> float:
+    """PyTorch's norm. Changes nothing, as no norm is over infinity."""
+    return float(torch.nn.utils.clip_grad_norm_(model.parameters(), math.inf))
+
+
 def train_alone(mode: str, settings: Settings) -> Record:
     """One process that has everything: modes torch, streamed and shared."""
     text, model = prepare(settings)
@@ -66,9 +71,7 @@ def train_alone(mode: str, settings: Settings) -> Record:
             part = model(characters, following) / text.PIECES
             part.backward()
             loss += part.detach()
-        # Measures only: nothing is over infinity.
-        measured = torch.nn.utils.clip_grad_norm_(model.parameters(), math.inf)
-        record.torch_norm.append(float(measured))
+        record.torch_norm.append(torch_norm(model))
 
         # This line is the only one in which the modes differ.
         if mode == "torch":
@@ -78,6 +81,7 @@ def train_alone(mode: str, settings: Settings) -> Record:
         else:
             norm = clip_grad_norm_(model.parameters(), settings.max_norm, client=client)
 
+        record.clipped_norm.append(torch_norm(model))
         optimizer.step()
         record.add(loss, norm, settings.max_norm)
     record.finish(model.named_parameters())
@@ -95,9 +99,15 @@ def train(mode: str, settings: Settings) -> Record:
     return train_together(mode, settings)
 
 
+def positive(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f'"{text}" is no number of steps; it must be at least 1')
+    return int(text)
+
+
 def add_settings(parser: argparse.ArgumentParser) -> None:
     defaults = Settings()
-    parser.add_argument("--steps", type=int, default=defaults.steps)
+    parser.add_argument("--steps", type=positive, default=defaults.steps)
     parser.add_argument("--max-norm", type=float, default=defaults.max_norm)
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--plot", type=pathlib.Path, metavar="FILE", help="draws a PNG")
