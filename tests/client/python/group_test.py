@@ -5,6 +5,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import math
+import time
 
 import gradclip
 import pytest
@@ -88,6 +89,76 @@ def test_one_rank_s_nan_is_known_to_all(client):
         client.compute_norm([], group=dataclasses.replace(group, step=1, job_secret=b"guessed"))
 
 
+def aborted(address, group):
+    """Has the first attempt of the group's step aborted: a rank gives up by its own clock."""
+    with gradclip.connect(address, timeout=0.5) as impatient:
+        with pytest.raises(gradclip.CallTimeout):
+            impatient.compute_norm([array.array("f", [3])], group=group)
+
+
+def test_an_aborted_attempt_goes_on_with_the_next(client, address):
+    group = gradclip.Group("goes-on", 1, 0, 2, max_attempts=3)
+    other = dataclasses.replace(group, rank=1)
+    aborted(address, group)
+    tensors = array.array("f", [3]), array.array("f", [4])
+    a, b = together(
+        lambda: client.compute_norm([tensors[0]], group=group),
+        lambda: client.compute_norm([tensors[1]], group=other),
+    )
+    assert a.total_norm == b.total_norm == 5
+    assert a.attempt == b.attempt == 1
+    # The next step begins with the attempt that its group says.
+    group, other = (dataclasses.replace(one, step=2) for one in (group, other))
+    a, b = together(
+        lambda: client.clip([tensors[0]], 1, reply="gradient", group=group),
+        lambda: client.clip([tensors[1]], 1, group=other),
+    )
+    assert a.norm.attempt == b.norm.attempt == 0
+    assert tensors[0][0] == pytest.approx(0.6) and tensors[1][0] == 4
+
+
+def test_a_rank_that_is_late_goes_on_where_the_others_are(client, address):
+    group = gradclip.Group("late", 1, 0, 2, max_attempts=3)
+    aborted(address, group)
+
+    def late():
+        time.sleep(0.3)  # the other one waits in the second attempt
+        other = dataclasses.replace(group, rank=1)
+        return client.clip([array.array("f", [4])], 1, group=other)
+
+    a, b = together(lambda: client.clip([array.array("f", [3])], 1, group=group), late)
+    assert a.norm.total_norm == b.norm.total_norm == 5
+    assert a.norm.attempt == b.norm.attempt == 1
+
+
+def test_attempts_end_with_the_last_that_is_allowed(client, address):
+    group = gradclip.Group("one-attempt", 1, 0, 2)
+    aborted(address, group)
+    with pytest.raises(gradclip.StepAborted, match="attempt 0"):
+        client.compute_norm([array.array("f", [3])], group=group)
+    group = dataclasses.replace(group, job="two-attempts", max_attempts=2)
+    aborted(address, group)
+    aborted(address, dataclasses.replace(group, attempt=1, max_attempts=1))
+    with pytest.raises(gradclip.StepAborted, match="attempt 1"):
+        client.compute_norm([array.array("f", [3])], group=group)
+
+
+def test_other_errors_of_a_group_end_the_call(client):
+    group = gradclip.Group("no-more", 1, 0, 2, timeout=0.2, max_attempts=5)
+    with pytest.raises(gradclip.CallTimeout, match="attempt 0"):
+        client.compute_norm([array.array("f", [3])], group=group)
+
+
+def test_attempts_and_the_call_s_timeout(address):
+    """The timeout is of all attempts together."""
+    group = gradclip.Group("ends", 1, 0, 2, max_attempts=1000)
+    aborted(address, group)
+    begin = time.monotonic()
+    with gradclip.connect(address, timeout=1) as client, pytest.raises(gradclip.CallTimeout):
+        client.compute_norm([array.array("f", [3])], group=group)
+    assert time.monotonic() - begin < 10
+
+
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
@@ -96,6 +167,7 @@ def test_one_rank_s_nan_is_known_to_all(client):
         ({"world_size": 0}, "world_size is 0"),
         ({"step": -1}, "step is -1"),
         ({"timeout": 0}, "timeout is 0"),
+        ({"max_attempts": 0}, "max_attempts is 0; it must be 1 to"),
     ],
 )
 def test_fields_outside_their_ranges_are_refused(fields, says):

@@ -4,7 +4,7 @@
     answer = client.clip([array.array("f", [3, 4])], max_norm=1.0)
     answer.norm.total_norm, answer.coefficient  # 5.0, 0.19999996
 
-gradclip.torch and gradclip.numpy clip tensors and arrays; see there.
+gradclip.torch, gradclip.numpy and gradclip.jax clip tensors and arrays; see there.
 """
 
 from gradclip.answer import Backend, ClipAnswer, NormAnswer, ServerInfo, TensorNorm

@@ -24,6 +24,7 @@ class NormAnswer:
     tensors: with per_tensor, one for each tensor, in order; else empty.
     backend: what computed it, such as "cpu/avx2".
     group_nonfinite_elements: the same over all ranks.
+    attempt: of the group's step, that was answered.
     """
 
     total_norm: float
@@ -32,6 +33,7 @@ class NormAnswer:
     tensors: tuple[TensorNorm, ...]
     backend: str
     group_nonfinite_elements: int
+    attempt: int = 0
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class ServerInfo:
     instance: str
 
 
-def norm_answer(message: Any) -> NormAnswer:
+def norm_answer(message: Any, attempt: int) -> NormAnswer:
     """From the contract's NormResult."""
     tensors = tuple(
         TensorNorm(one.norm, one.nonfinite_elements, one.zero_elements) for one in message.tensors
@@ -88,13 +90,14 @@ def norm_answer(message: Any) -> NormAnswer:
         tensors,
         message.backend,
         message.group_nonfinite_elements,
+        attempt,
     )
 
 
-def clip_answer(message: Any) -> ClipAnswer:
+def clip_answer(message: Any, attempt: int) -> ClipAnswer:
     """From the contract's ClipResult."""
     return ClipAnswer(
-        norm_answer(message.norm),
+        norm_answer(message.norm, attempt),
         message.coefficient,
         message.clipped,
         message.skipped,

@@ -130,11 +130,15 @@ class Client:
         _set_norm(start.norm, norm_type, pre_scale, per_tensor)
 
         def attempt(
-            server: Server, rest: Optional[float], requests: Iterator[bytes], metadata: Any
+            server: Server,
+            rest: Optional[float],
+            requests: Iterator[bytes],
+            metadata: Any,
+            number: int,
         ) -> NormAnswer:
             call = server.compute_norm.future(requests, timeout=rest, metadata=metadata)
             try:
-                return norm_answer(call.result().norm)
+                return norm_answer(call.result().norm, number)
             except grpc.RpcError:
                 raise
             except BaseException:  # KeyboardInterrupt
@@ -219,7 +223,11 @@ class Client:
         _set_norm(start.norm, norm_type, pre_scale, per_tensor)
 
         def attempt(
-            server: Server, rest: Optional[float], requests: Iterator[bytes], metadata: Any
+            server: Server,
+            rest: Optional[float],
+            requests: Iterator[bytes],
+            metadata: Any,
+            number: int,
         ) -> tuple[ClipAnswer, list[bytes]]:
             call = server.clip_grad_norm(requests, timeout=rest, metadata=metadata)
             answer = None
@@ -227,7 +235,7 @@ class Client:
             try:
                 for message in call:
                     if message.WhichOneof("payload") == "result":
-                        answer = clip_answer(message.result)
+                        answer = clip_answer(message.result, number)
                     else:
                         clipped.append(message.data)
             except grpc.RpcError:
@@ -266,7 +274,11 @@ class Client:
                 raise failure_of(error, server.address) from None
 
         return _retry.run(
-            self._servers, attempt, timeout=self._timeout, retries=self._retries, in_group=False
+            self._servers,
+            attempt,
+            deadline=_retry.end_of(self._timeout),
+            retries=self._retries,
+            in_group=False,
         )
 
     def close(self) -> None:
@@ -292,12 +304,13 @@ class Client:
         declared: list[Declared],
         start: Any,
         group: Optional[Group],
-        call: Callable[[Server, Optional[float], Iterator[bytes], Any], Answer],
+        call: Callable[[Server, Optional[float], Iterator[bytes], Any, int], Answer],
         payload: Optional[Payload] = None,
     ) -> Answer:
-        if group is not None:
-            start.group.CopyFrom(to_message(group))
-        first = start_request(start.SerializeToString(), self._declarations.serialise(declared))
+        declarations = self._declarations.serialise(declared)
+        deadline = _retry.end_of(self._timeout)
+        # Of the group's attempt at hand.
+        first, number = b"", 0
 
         def attempt(server: Server, rest: Optional[float]) -> Answer:
             begin = time.monotonic()
@@ -309,7 +322,8 @@ class Client:
             if rest is not None:
                 rest = max(rest - (time.monotonic() - begin), 0.001)
             try:
-                return call(server, rest, chain((first,), then), self._servers.token.metadata())
+                metadata = self._servers.token.metadata()
+                return call(server, rest, chain((first,), then), metadata, number)
             except grpc.RpcError as error:
                 failure = failure_of(error, server.address)
                 if (
@@ -318,13 +332,21 @@ class Client:
                     raise Failure("UNAVAILABLE", failure.details, server.address) from None
                 raise failure from None
 
-        return _retry.run(
-            self._servers,
-            attempt,
-            timeout=self._timeout,
-            retries=self._retries,
-            in_group=group is not None,
-        )
+        def tries(group: Optional[Group]) -> Answer:
+            nonlocal first, number
+            if group is not None:
+                number = group.attempt
+                start.group.CopyFrom(to_message(group))
+            first = start_request(start.SerializeToString(), declarations)
+            return _retry.run(
+                self._servers,
+                attempt,
+                deadline=deadline,
+                retries=self._retries,
+                in_group=group is not None,
+            )
+
+        return _retry.run_step(group, tries, deadline=deadline)
 
 
 def _set_norm(norm: Any, norm_type: float, pre_scale: float, per_tensor: bool) -> None:

@@ -1,4 +1,4 @@
-"""The client that the functions of gradclip.torch and gradclip.numpy use where none is given."""
+"""The client of gradclip.torch, gradclip.numpy and gradclip.jax where none is given."""
 
 from __future__ import annotations
 

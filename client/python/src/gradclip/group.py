@@ -26,6 +26,9 @@ class Group:
     attempt: raised by all ranks to try a step again that ended with StepAborted or CallTimeout.
     timeout: seconds from the step's first arrival; None for the server's limit.
     job_secret: whoever opens the job fixes it.
+    max_attempts: with more than 1, a call whose attempt ends with StepAborted, or is over as other
+        ranks have gone on already, goes on with the next by itself, at most so many in all. All
+        ranks should give the same.
 
     Raises ValueError for a value outside its range.
     """
@@ -38,6 +41,7 @@ class Group:
     attempt: int = 0
     timeout: Optional[float] = None
     job_secret: bytes = b""
+    max_attempts: int = 1
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.job.encode()) <= _LONGEST_JOB:
@@ -50,6 +54,7 @@ class Group:
             ("step", 0, 2**64 - 1),
             ("generation", 0, 2**64 - 1),
             ("attempt", 0, 2**32 - 1),
+            ("max_attempts", 1, 2**31 - 1),
         ):
             value = getattr(self, name)
             if not least <= value <= most:

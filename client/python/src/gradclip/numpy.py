@@ -6,22 +6,17 @@ clipped, total_norm = clip_by_global_norm({"w": w, "b": b}, max_norm=1.0)
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Optional
 
 import numpy as np
 
+from gradclip._arrays import NAMES, Leaves, declare, multiplied
 from gradclip.client import Client
 from gradclip.default import default_client
 from gradclip.group import Group
-from gradclip.tensor import Tensor
 
 __all__ = ["clip_by_global_norm", "global_norm"]
-
-Leaves = list[tuple[str, Any]]
-
-_NAMES = ("float32", "float16", "bfloat16", "float64")  # bfloat16 is ml_dtypes'
 
 
 def clip_by_global_norm(
@@ -57,7 +52,7 @@ def clip_by_global_norm(
     if in_place:
         _check_writable(leaves)
     answer = (client or default_client()).clip(
-        _declare(leaves),
+        declare(leaves),
         max_norm,
         norm_type=norm_type,
         epsilon=epsilon,
@@ -68,9 +63,9 @@ def clip_by_global_norm(
     if in_place:
         for _, array in leaves:
             if clear or answer.coefficient != 1:
-                array[...] = _multiplied(array, answer.coefficient, clear)
+                array[...] = multiplied(array, answer.coefficient, clear)
         return tree, answer.norm.total_norm
-    clipped = (_multiplied(array, answer.coefficient, clear) for _, array in leaves)
+    clipped = (multiplied(array, answer.coefficient, clear) for _, array in leaves)
     return _rebuilt(tree, clipped), answer.norm.total_norm
 
 
@@ -82,7 +77,7 @@ def global_norm(
     group: Optional[Group] = None,
 ) -> float:
     """The norm of all arrays of a tree together. Arguments and errors as of clip_by_global_norm."""
-    arrays = _declare(list(_leaves(tree, "")))
+    arrays = declare(list(_leaves(tree, "")))
     return (
         (client or default_client())
         .compute_norm(arrays, norm_type=norm_type, group=group)
@@ -120,10 +115,10 @@ def _leaves(tree: Any, path: str) -> Iterator[tuple[str, Any]]:
         array = np.asarray(tree)
         if array is not tree:  # a scalar, which can't be written to
             array.flags.writeable = False
-        if array.dtype.name not in _NAMES:
+        if array.dtype.name not in NAMES:
             raise ValueError(
                 f"array {path or 'given'} is {array.dtype.name}; "
-                f"it must be one of {', '.join(_NAMES)}"
+                f"it must be one of {', '.join(NAMES)}"
             )
         yield path, array
     elif tree is not None:
@@ -145,29 +140,3 @@ def _rebuilt(tree: Any, arrays: Iterator[Any]) -> Any:
     if hasattr(tree, "_fields"):  # a named tuple
         return type(tree)(*values)
     return tuple(values) if isinstance(tree, tuple) else values
-
-
-def _declare(leaves: Leaves) -> list[Tensor]:
-    declared = []
-    for path, array in leaves:
-        little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-        data = little.reshape(-1).view(np.uint8).data
-        declared.append(Tensor(data, array.dtype.name, array.shape, path))
-    return declared
-
-
-def _multiplied(array: Any, coefficient: float, clear: bool) -> Any:
-    """A new array. As the server multiplies: in float32 or float64, rounded once to the array's
-    dtype, and in float64 where the coefficient is beyond float32's normal numbers."""
-    if clear:
-        return np.zeros_like(array)
-    if coefficient == 1:
-        return array.copy()
-    info = np.finfo(np.float32)
-    magnitude = abs(coefficient)
-    in_double = 0 < magnitude < float(info.tiny) or float(info.max) < magnitude < math.inf
-    wide = np.float64 if in_double or array.dtype.itemsize == 8 else np.float32
-    with np.errstate(all="ignore"):
-        return np.asarray(np.multiply(array, wide(coefficient), dtype=wide)).astype(
-            array.dtype, copy=False
-        )
