@@ -48,7 +48,7 @@ struct Options {
 
   // Whether the reflection service is there. Default: where there is no TLS.
   bool reflection = true;
-  // Whether the channelz service is there, and gRPC counts for it.
+  // Whether the channelz service is there.
   bool channelz = false;
 
   // Whether to listen beyond this machine without TLS.

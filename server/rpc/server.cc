@@ -113,7 +113,7 @@ class PluginServices : public grpc::ServerBuilderOption {
   PluginServices(bool reflection, bool channelz) : reflection_(reflection), channelz_(channelz) {}
 
   void UpdateArguments(grpc::ChannelArguments* arguments) override {
-    arguments->SetInt(GRPC_ARG_ENABLE_CHANNELZ, channelz_ ? 1 : 0);
+    if (channelz_) arguments->SetInt(GRPC_ARG_ENABLE_CHANNELZ, 1);  // as is gRPC's default
   }
   void UpdatePlugins(std::vector<std::unique_ptr<grpc::ServerBuilderPlugin>>* plugins) override {
     std::erase_if(*plugins, [this](const std::unique_ptr<grpc::ServerBuilderPlugin>& plugin) {

@@ -124,7 +124,7 @@ TEST_F(ClientTest, SendsTheGradientAndAnswersWithTheNorm) {
 // What gRPC's servers do to calls that come in the moment in which they stop.
 TEST_F(ClientTest, TriesAgainWhatAServerThatStopsHasCancelled) {
   std::atomic<int> calls = 0;
-  std::string details = "CANCELLED";
+  std::atomic<const char*> details = "CANCELLED";
   server_.compute_norm = [&](NormStream& stream, v1::ComputeNormResponse& response) {
     ReadAll(stream);
     response.mutable_norm()->set_total_norm(5);
