@@ -128,7 +128,8 @@ TEST_F(ClientTest, TriesAgainWhatAServerThatStopsHasCancelled) {
   server_.compute_norm = [&](NormStream& stream, v1::ComputeNormResponse& response) {
     ReadAll(stream);
     response.mutable_norm()->set_total_norm(5);
-    return ++calls == 1 ? grpc::Status(grpc::StatusCode::CANCELLED, details) : grpc::Status::OK;
+    return ++calls == 1 ? grpc::Status(grpc::StatusCode::CANCELLED, details.load())
+                        : grpc::Status::OK;
   };
   std::vector<float> a = Numbers(3);
   const std::vector<Tensor> gradient = {TensorOf("a", a)};
