@@ -52,7 +52,7 @@ class Connections::NameUser : public grpc::AuthMetadataProcessor {
 
  private:
   std::mutex mutex_;
-  std::string user_ = std::string(kUnlistedUsers);
+  std::string user_;
 };
 
 std::optional<std::string> UnixUserOf(const grpc::ServerContextBase& context) {
@@ -68,6 +68,7 @@ Connections::Connections(grpc::ServerBuilder& builder, std::shared_ptr<grpc::Ser
     : tcp_(AddEntrance(builder, std::move(tcp))) {
   for (size_t i = 0; unix_sockets && i <= kMaxUnixUsers; ++i) {
     const auto name = std::make_shared<NameUser>();
+    name->set_user(std::string(kUnlistedUsers));
     const auto credentials = grpc::experimental::LocalServerCredentials(UDS);
     credentials->SetAuthMetadataProcessor(name);
     user_entrances_.push_back({AddEntrance(builder, credentials), name});
