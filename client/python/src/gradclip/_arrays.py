@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 
-from gradclip.tensor import Tensor
+from gradclip.tensor import Tensor, beyond_float32
 
 Leaves = list[tuple[str, Any]]  # each array with its name
 
@@ -21,12 +20,6 @@ def declare(leaves: Leaves) -> list[Tensor]:
         data = little.reshape(-1).view(np.uint8).data
         declared.append(Tensor(data, array.dtype.name, array.shape, path))
     return declared
-
-
-def beyond_float32(coefficient: float) -> bool:
-    """Whether it is not among float32's normal numbers: elements are then multiplied in float64."""
-    magnitude = abs(coefficient)
-    return 0 < magnitude < 2.0**-126 or float(np.finfo(np.float32).max) < magnitude < math.inf
 
 
 def multiplied(array: Any, coefficient: float, clear: bool) -> Any:

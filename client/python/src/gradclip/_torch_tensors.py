@@ -12,6 +12,7 @@ from torch import Tensor
 from gradclip.answer import NormAnswer
 from gradclip.errors import NonfiniteGradientError
 from gradclip.tensor import Tensor as Declared
+from gradclip.tensor import beyond_float32
 
 Tensors = Union[Tensor, Iterable[Tensor]]
 
@@ -74,25 +75,16 @@ def multiply(grads: list[Tensor], coefficient: float, foreach: Optional[bool]) -
     and all in double where the coefficient is beyond float32's normal numbers."""
     if coefficient == 1:
         return
-    magnitude = abs(coefficient)
-    normal = (
-        not 0 < magnitude < 2.0**-126 and not torch.finfo(torch.float32).max < magnitude < math.inf
-    )
-    wide = torch.float32 if normal else torch.float64
-    plain = [
-        one
-        for one in grads
-        if one.dtype is torch.float64 or (normal and one.dtype is torch.float32)
-    ]
+    wide = torch.float64 if beyond_float32(coefficient) else torch.float32
+    plain = [one for one in grads if one.dtype in (wide, torch.float64)]
+    rounded = [one for one in grads if one.dtype not in (wide, torch.float64)]
     with torch.no_grad():
         if foreach is False:
             for one in plain:
                 one.mul_(coefficient)
         elif plain:
             torch._foreach_mul_(plain, coefficient)
-        for one in grads:
-            if one.dtype is torch.float64 or (normal and one.dtype is torch.float32):
-                continue
+        for one in rounded:
             if not one.is_contiguous():
                 one.copy_(one.to(wide).mul_(coefficient))
                 continue

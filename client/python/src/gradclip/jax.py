@@ -22,10 +22,11 @@ import numpy as np
 import optax
 from jax.experimental import io_callback
 
-from gradclip._arrays import NAMES, beyond_float32, declare, multiplied
+from gradclip._arrays import NAMES, declare, multiplied
 from gradclip.client import Client
 from gradclip.default import default_client
 from gradclip.group import Group
+from gradclip.tensor import beyond_float32
 
 __all__ = ["ClipByGlobalNormState", "clip_by_global_norm"]
 

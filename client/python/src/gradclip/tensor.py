@@ -110,3 +110,10 @@ def _declare_one(given: Union[Tensor, ReadableBuffer], index: int) -> Declared:
         tensor.replica,
         view.cast("B") if view.nbytes else memoryview(b""),
     )
+
+
+def beyond_float32(coefficient: float) -> bool:
+    """Whether it is not among float32's normal numbers: elements are then multiplied in float64."""
+    magnitude = abs(coefficient)
+    largest = (2 - 2.0**-23) * 2.0**127
+    return 0 < magnitude < 2.0**-126 or largest < magnitude < math.inf
