@@ -1,6 +1,5 @@
 #include "tests/bench/distant_port.h"
 
-#include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/prctl.h>
@@ -13,8 +12,10 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "server/net/file_descriptor.h"
+#include "tests/server/net/dial.h"
 
 namespace gradclip::bench {
 namespace {
@@ -22,19 +23,6 @@ namespace {
 void SendAtOnce(const FileDescriptor& socket) {
   const int yes = 1;
   setsockopt(socket.get(), IPPROTO_TCP, TCP_NODELAY, &yes, sizeof(yes));
-}
-
-FileDescriptor ConnectTo(uint16_t port) {
-  FileDescriptor connection(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  sockaddr_in address = {};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  address.sin_port = htons(port);
-  if (connect(connection.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0) {
-    return {};
-  }
-  SendAtOnce(connection);
-  return connection;
 }
 
 // One way of a connection.
@@ -87,7 +75,7 @@ struct Connection {
 }  // namespace
 
 DistantPort::DistantPort(uint16_t port, absl::Duration delay)
-    : to_(port), delay_(delay), thread_([this] { Run(); }) {}
+    : to_(absl::StrCat("127.0.0.1:", port)), delay_(delay), thread_([this] { Run(); }) {}
 
 DistantPort::~DistantPort() {
   stop_.Send();
@@ -123,9 +111,10 @@ void DistantPort::Run() const {
     });
     if (polled[1].revents != 0) {
       FileDescriptor near(listener_.Accept());
-      FileDescriptor far = ConnectTo(to_);
+      FileDescriptor far = Dial(to_);
       if (!near.ok() || !far.ok()) continue;
       SendAtOnce(near);
+      SendAtOnce(far);
       connections.emplace_back(std::move(near), std::move(far));
     }
   }

@@ -4,6 +4,7 @@
 #define GRADCLIP_TESTS_BENCH_DISTANT_PORT_H_
 
 #include <cstdint>
+#include <string>
 #include <thread>
 
 #include "absl/time/time.h"
@@ -24,7 +25,7 @@ class DistantPort {
  private:
   void Run() const;
 
-  const uint16_t to_;
+  const std::string to_;
   const absl::Duration delay_;
   const Listener listener_;
   const StopSignal stop_;
