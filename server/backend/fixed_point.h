@@ -33,26 +33,26 @@ struct FixedPointTerm {
 GRADCLIP_HOST_DEVICE inline FixedPointTerm SplitIntoDigits(uint64_t bits, int exponent) {
   constexpr uint64_t kFractionMask = 0x000fffffffffffff;
   FixedPointTerm term;
-  const int biased = static_cast<int>(bits >> 52);
+  const auto biased = static_cast<int64_t>(bits >> 52);
   uint64_t mantissa = bits & kFractionMask;
   if (biased != 0) mantissa |= kFractionMask + 1;
   if (mantissa == 0) return term;
 
   // Where the mantissa's last bit goes, counted from the lowest one kept.
-  int place = (biased > 1 ? biased : 1) - 1075 + exponent - kFixedPointLowestBit;
+  int64_t place = (biased > 1 ? biased : 1) - 1075 + exponent - kFixedPointLowestBit;
   if (place < 0) {
     mantissa = place <= -53 ? 0 : mantissa >> -place;
     if (mantissa == 0) return term;
     place = 0;
   }
-  const int beyond = 32 * kFixedPointDigits - place;  // bits from there to the end
+  const int64_t beyond = 32 * kFixedPointDigits - place;  // bits from there to the end
   if (beyond < 64 && (beyond <= 0 || mantissa >> beyond != 0)) {
     term.too_large = true;
     return term;
   }
-  const int shift = place % 32;
+  const int shift = static_cast<int>(place % 32);
   const uint64_t low = mantissa << shift;
-  term.first = place / 32;
+  term.first = static_cast<int>(place / 32);
   term.low = low & 0xffffffff;
   term.middle = low >> 32;
   term.high = shift == 0 ? 0 : mantissa >> (64 - shift);
