@@ -13,14 +13,9 @@
 
 #include "absl/status/statusor.h"
 #include "gradclip/dtype.h"
+#include "server/backend/blocks.h"
 
 namespace gradclip {
-
-// A tensor is cut into blocks of this many elements from its own start; in a block lane l of kLanes
-// sums the elements l, l + kLanes, l + 2 kLanes, ... in that order. The order is part of the
-// answer: every backend keeps it, so every backend gives the same bits.
-inline constexpr size_t kBlockElements = 4096;
-inline constexpr size_t kLanes = 32;
 
 using Lanes = std::array<double, kLanes>;
 

@@ -5,11 +5,7 @@
 
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define GRADCLIP_HOST_DEVICE __host__ __device__
-#else
-#define GRADCLIP_HOST_DEVICE
-#endif
+#include "server/backend/host_device.h"
 
 namespace gradclip {
 
