@@ -61,6 +61,9 @@ class Backend {
 // The coefficient as `dtype` elements meet it is 1: scaling by it leaves every element as it is.
 bool LeavesUnchanged(DType dtype, double coefficient);
 
+// The coefficient is not 0 and its magnitude is outside [2^-126, FLT_MAX].
+bool ScalesInDouble(double coefficient);
+
 // One backend that this build has, usable here or not.
 struct BackendChoice {
   std::string name;  // as --backend takes it
