@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -71,13 +72,18 @@ struct BackendChoice {
   std::string detail;  // instruction set, or why it can't be used
 };
 
-// Every backend of this build, in order of preference.
+// Every backend of the host in this build, in order of preference.
 std::vector<BackendChoice> ListBackends();
 
-// The backend that `name` asks for: "auto" (the first usable one), "cpu" (the first usable CPU
-// one), or one name of ListBackends(). INVALID_ARGUMENT for an unknown name and FAILED_PRECONDITION
-// for one that can't be used here, both listing the names.
-absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(std::string_view name);
+// What --backend takes, for people: "auto, cpu, cpu/avx512 (needs ...), ...", with names of others
+// that there are.
+std::string BackendNames(std::span<const BackendChoice> others = {});
+
+// The backend that `name` asks for: "auto" and "cpu" (the first usable one), or one name of
+// ListBackends(). INVALID_ARGUMENT for an unknown name and FAILED_PRECONDITION for one that can't
+// be used here, both listing BackendNames(others).
+absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(std::string_view name,
+                                                     std::span<const BackendChoice> others = {});
 
 }  // namespace gradclip
 

@@ -7,7 +7,9 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <string_view>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -64,6 +66,8 @@ class DeviceQueue {
 class Devices {
  public:
   virtual ~Devices() = default;
+
+  virtual std::vector<std::string> names() const = 0;  // "cuda/0"; those that have failed, too
 
   // A queue on the device that has the least to do, for a gradient of which `slots_filled` slots
   // will be measured; keeps: they are kept. RESOURCE_EXHAUSTED where no device has memory left for

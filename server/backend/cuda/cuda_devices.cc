@@ -90,6 +90,12 @@ class CudaDevices final : public Devices {
   explicit CudaDevices(std::vector<std::unique_ptr<CudaDevice>> devices)
       : devices_(std::move(devices)) {}
 
+  std::vector<std::string> names() const override {
+    std::vector<std::string> names;
+    for (const std::unique_ptr<CudaDevice>& device : devices_) names.push_back(device->name());
+    return names;
+  }
+
   absl::StatusOr<std::unique_ptr<DeviceQueue>> Open(uint64_t slots_filled, bool keeps) override {
     absl::Status why;
     // By the loads as they are now: they change while they are compared.
