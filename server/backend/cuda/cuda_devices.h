@@ -18,13 +18,13 @@
 namespace gradclip {
 
 struct CudaOptions {
-  std::vector<int> devices;  // by number; empty: all that can be used
+  std::vector<int> devices = {};  // by number; empty: all that can be used
   // How much of each device's memory gradients may take: so many bytes, or this share of what is
   // free when the device is opened.
-  std::optional<uint64_t> memory_bytes;
+  std::optional<uint64_t> memory_bytes = std::nullopt;
   double memory_share = 0.8;
   // Called once for each device that fails, on the thread that found it out.
-  std::function<void(const std::string& device, const absl::Status& why)> on_failure;
+  std::function<void(const std::string& device, const absl::Status& why)> on_failure = nullptr;
 };
 
 // "cuda/0", "cuda/1", ..., each with its name and driver, or why it can't be used; or "cuda" alone,
