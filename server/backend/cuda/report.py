@@ -23,7 +23,7 @@ LEAST_BATCH = 4
 
 LEGEND = """\
 # What nvcc {} makes of kernels.cu. Written by ./dev kernels --write.
-# warps: how many a multiprocessor holds, as far as registers go. shared: bytes; 1,024 of them are CUDA's from sm_90 on.
+# warps: how many a multiprocessor holds, as far as registers go. shared: bytes, 1,024 of them CUDA's from sm_90 on.
 # spills: loads from and stores to local memory. loads, stores: instructions in the code, by width in bits;
 #   "234 6x32": 234 loads; 6 batches of up to 32, issued before the first of their results is used. Batches
 #   of less than half the longest (the ends of blocks) are not counted, nor is how often code runs.
@@ -156,7 +156,8 @@ def main(path, compiler, mode=None):
     if mode == "--check" and f"nvcc {compiler} " not in kept:
         print(f"kernels.txt is of another compiler than nvcc {compiler}: its rows are not compared")
     elif mode == "--check" and new != kept:
-        sys.stdout.writelines(difflib.unified_diff(kept.splitlines(True), new.splitlines(True), "kernels.txt", "now", n=0))
+        sys.stdout.writelines(difflib.unified_diff(
+            kept.splitlines(True), new.splitlines(True), "kernels.txt", "now", n=0))
         problems.append("kernels.txt is not what the compiler does now; where that is meant: ./dev kernels --write")
     print(*problems, sep="\n", end="\n" if problems else "")
     return bool(problems)
