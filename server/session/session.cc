@@ -51,10 +51,7 @@ absl::Status Session::Begin(absl::StatusOr<CallSpec> spec) {
   result_.mutable_norm()->set_backend(std::string(means_.backend.name()));
   if (passes_through()) return Decide(*spec_.total_norm, 0, "");
 
-  norm_.emplace(means_.backend, spec_.norm_type, spec_.per_tensor, spec_.rule.pre_scale);
-  if (spec_.per_tensor) {
-    result_.mutable_norm()->mutable_tensors()->Reserve(static_cast<int>(spec_.tensors.size()));
-  }
+  measured_.emplace(means_.backend, spec_, *result_.mutable_norm());
   return means_.regions == nullptr ? CheckBytesToKeep() : absl::OkStatus();
 }
 
@@ -102,10 +99,13 @@ absl::Status Session::Data(std::span<const std::byte> bytes) {
   PrepareToKeep();
   received_bytes_ += bytes.size();
   while (!bytes.empty()) {
-    EnterTensors();
     const TensorDeclaration& tensor = spec_.tensors[position_.tensor];
     const size_t element = ElementSize(tensor.dtype);
     const uint64_t missing = tensor.bytes() - position_.byte;
+    if (missing == 0) {
+      position_ = {position_.tensor + 1, 0};
+      continue;
+    }
     std::span<const std::byte> mine = bytes.first(std::min<uint64_t>(bytes.size(), missing));
     bytes = bytes.subspan(mine.size());
     position_.byte += mine.size();
@@ -132,45 +132,11 @@ absl::Status Session::Data(std::span<const std::byte> bytes) {
   return absl::OkStatus();
 }
 
-void Session::EnterTensors() {
-  while (position_.tensor < spec_.tensors.size()) {
-    const TensorDeclaration& tensor = spec_.tensors[position_.tensor];
-    if (!in_tensor_) {
-      norm_->BeginTensor(tensor.dtype, /*counted=*/!tensor.replica);
-      in_tensor_ = true;
-    }
-    if (position_.byte < tensor.bytes()) return;
-    LeaveTensor(norm_->EndTensor());
-  }
-}
-
-void Session::LeaveTensor(const TensorSummary& summary) {
-  const TensorDeclaration& tensor = spec_.tensors[position_.tensor];
-  v1::NormResult& norm = *result_.mutable_norm();
-  if (!tensor.replica && summary.nonfinite > 0) {
-    if (norm.nonfinite_elements() == 0) {
-      norm.set_first_nonfinite(
-          absl::StrCat(tensor.name.empty() ? absl::StrCat("#", position_.tensor) : tensor.name, "[",
-                       summary.first_nonfinite, "]"));
-    }
-    norm.set_nonfinite_elements(norm.nonfinite_elements() + summary.nonfinite);
-  }
-  if (spec_.per_tensor) {
-    v1::TensorNorm& listed = *norm.add_tensors();
-    listed.set_norm(summary.norm);
-    listed.set_nonfinite_elements(summary.nonfinite);
-    listed.set_zero_elements(summary.zeros);
-  }
-  in_tensor_ = false;
-  ++position_.tensor;
-  position_.byte = 0;
-}
-
 absl::Status Session::TakeElements(std::span<const std::byte> whole) {
   if (whole.empty()) return absl::OkStatus();
   const DType dtype = spec_.tensors[position_.tensor].dtype;
   const size_t element = ElementSize(dtype);
-  norm_->Add(whole.data(), whole.size() / element);
+  measured_->Add(whole.data(), whole.size() / element);
   if (gradient_ == nullptr) return absl::OkStatus();
   if (!gradient_->Append(whole, element)) {
     return absl::ResourceExhaustedError(absl::StrFormat(
@@ -239,8 +205,8 @@ absl::Status Session::Shared(const v1::SharedRanges& ranges) {
   work_ = Work::kMeasure;
   work_tasks_ = shared_->tasks().size();
   work_bytes_ = bytes;
+  Advance(bytes);
   if (passes_through()) {
-    Advance(bytes);
     SkipRuns(bytes);
     ScaleShared();
   }
@@ -303,19 +269,13 @@ absl::Status Session::FinishWork() {
 
 void Session::TakeMeasured(size_t index) {
   const SharedPart::Task& task = shared_->tasks()[index];
-  EnterTensors();
-  if (task.kind != SharedPart::Kind::kTensors) {
-    const Piece& piece = shared_->pieces(task).front();
-    position_.byte += piece.bytes();
-    if (task.kind == SharedPart::Kind::kOpen) return norm_->Add(piece.elements, piece.count);
-    const PiecesNorm& measured = shared_->measured(index);
-    return norm_->AddBlocks(measured.sum, measured.pieces.front(), piece.count);
+  if (task.kind == SharedPart::Kind::kTensors) {
+    return measured_->AddTensors(shared_->measured(index), task.tensor, task.pieces);
   }
-  const PiecesNorm& measured = shared_->measured(index);
-  norm_->AddTensors(measured.sum);
-  for (const TensorSummary& summary : measured.pieces) LeaveTensor(summary);
-  position_ = {task.tensor + task.pieces, 0};
-  in_tensor_ = false;
+  const Piece& piece = shared_->pieces(task).front();
+  if (task.kind == SharedPart::Kind::kOpen) return measured_->Add(piece.elements, piece.count);
+  const PiecesNorm& found = shared_->measured(index);
+  measured_->AddBlocks(found.sum, found.pieces.front(), piece.count);
 }
 
 absl::Status Session::NoPayload() const {
@@ -337,15 +297,15 @@ absl::Status Session::HalfClose() {
         spec_.gradient_bytes, DescribeTensor(tensor.name, at), byte, tensor.bytes()));
   }
   if (passes_through()) return absl::OkStatus();
-  EnterTensors();
+  measured_->End();
   if (spec_.group.has_value()) return absl::OkStatus();
   const v1::NormResult& norm = result_.norm();
-  return Decide(norm_->total().Norm(spec_.rule.pre_scale), norm.nonfinite_elements(),
+  return Decide(measured_->total().Norm(spec_.rule.pre_scale), norm.nonfinite_elements(),
                 Shortened(norm.first_nonfinite()));
 }
 
 Contribution Session::contribution() const {
-  return {norm_->total(), result_.norm().nonfinite_elements(),
+  return {measured_->total(), result_.norm().nonfinite_elements(),
           Shortened(result_.norm().first_nonfinite())};
 }
 

@@ -19,8 +19,8 @@
 #include "server/backend/backend.h"
 #include "server/group/participant.h"
 #include "server/memory/arena.h"
-#include "server/norm/gradient_norm.h"
 #include "server/session/call_spec.h"
+#include "server/session/measured_gradient.h"
 #include "server/session/shared_part.h"
 #include "server/shm/registry.h"
 
@@ -124,12 +124,9 @@ class Session {
 
   absl::Status Begin(absl::StatusOr<CallSpec> spec);
   absl::Status TakeElements(std::span<const std::byte> whole);
-  void EnterTensors();  // begins the tensor at position_; ends those that have no (more) bytes
-  void LeaveTensor(const TensorSummary& summary);
   void TakeMeasured(size_t index);
-  // With a given norm: past elements that need no reply.
   void Advance(uint64_t bytes);   // position_
-  void SkipRuns(uint64_t bytes);  // scale_run_, scale_byte_
+  void SkipRuns(uint64_t bytes);  // with a given norm, past elements that need no reply
   bool keeps_data() const;
   // `nonfinite`, `first`: elements of all that were measured for that norm, and the first of them
   // for people.
@@ -142,17 +139,16 @@ class Session {
   bool started_ = false;
   bool clips_ = false;
   CallSpec spec_;
-  Position position_;
-  bool in_tensor_ = false;
+  Position position_;  // of what has been received
   uint64_t received_bytes_ = 0;
 
   // The bytes of an element that is not complete yet.
   std::array<std::byte, 8> partial_{};
   size_t partial_bytes_ = 0;
 
-  std::optional<GradientNorm> norm_;
-  std::shared_ptr<ArenaBuffer> gradient_;  // null where nothing is kept
-  std::vector<DTypeRun> kept_;             // what is in gradient_
+  std::optional<MeasuredGradient> measured_;  // unless passes_through()
+  std::shared_ptr<ArenaBuffer> gradient_;     // null where nothing is kept
+  std::vector<DTypeRun> kept_;                // what is in gradient_
 
   std::unique_ptr<SharedPart> shared_;  // null until shared memory comes
   Work work_ = Work::kNone;
