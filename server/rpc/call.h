@@ -96,7 +96,7 @@ class Call : public Watched, public std::enable_shared_from_this<Call> {
   absl::Status MayUseJob(const std::string& job) const;
   absl::Status MaySendGradient() const;
 
-  // What reply messages hold on to: the gradient's bytes and their place in the budget.
+  // What reply messages hold on to beside their bytes: those' place in the budget.
   std::shared_ptr<const void> kept_memory() const { return kept_; }
 
   Environment& environment_;

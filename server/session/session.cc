@@ -354,14 +354,14 @@ bool Session::ChangesAnything() const {
   });
 }
 
-size_t Session::segment_count() const {
-  return gradient_ == nullptr ? 0 : gradient_->segments().size();
+bool Session::has_segment() const {
+  return gradient_ != nullptr && next_segment_ < gradient_->segments().size();
 }
 
-std::span<const std::byte> Session::ScaleSegment(size_t index) {
-  const std::span<std::byte> segment = gradient_->segments()[index];
+absl::StatusOr<ReplySegment> Session::NextSegment() {
+  const std::span<std::byte> segment = gradient_->segments()[next_segment_++];
   Scale(kept_, segment);
-  return segment;
+  return ReplySegment{segment, gradient_};
 }
 
 void Session::Scale(std::span<const DTypeRun> runs, std::span<std::byte> elements) {

@@ -15,12 +15,14 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "gradclip/v1/gradclip.pb.h"
 #include "server/backend/backend.h"
 #include "server/group/participant.h"
 #include "server/memory/arena.h"
 #include "server/session/call_spec.h"
 #include "server/session/measured_gradient.h"
+#include "server/session/reply_segment.h"
 #include "server/session/shared_part.h"
 #include "server/shm/registry.h"
 
@@ -31,8 +33,8 @@ namespace gradclip {
 //   Data(), Shared()  any number of times, in stream order
 //   HalfClose()  when the caller has sent all
 //   with a group: contribution(), and Conclude() with what came of all ranks' together
-//   ScaleShared(), then result(), then, where result().gradient_follows(), ScaleSegment() for each
-//   segment
+//   ScaleShared(), then result(), then, where result().gradient_follows(), NextSegment() while
+//   has_segment()
 // With a given total_norm (passes_through()), result() stands after Start(), PassThrough() takes
 // the place of Data(), and Shared() scales. An event that returns an error ends the session: no
 // other may follow.
@@ -113,10 +115,10 @@ class Session {
   // After HalfClose(), with a group after Conclude() (ComputeNorm: norm() alone is meant).
   const v1::ClipResult& result() const { return result_; }
 
-  // The clipped gradient, in the order in which its bytes came. Scale each segment once, in order.
-  size_t segment_count() const;
-  std::span<const std::byte> ScaleSegment(size_t index);
-  // What the segments live in; hold it while their bytes are in use.
+  // The clipped gradient, in the order in which its bytes came, segment by segment.
+  bool has_segment() const;
+  absl::StatusOr<ReplySegment> NextSegment();
+  // What keeps the gradient's bytes.
   const std::shared_ptr<ArenaBuffer>& gradient() const { return gradient_; }
 
  private:
@@ -160,6 +162,7 @@ class Session {
   v1::ClipResult result_;
   bool assign_zero_ = false;
 
+  size_t next_segment_ = 0;  // of gradient_
   // Where scaling stands among kept_, or, with a given norm, spec_.runs.
   size_t scale_run_ = 0;
   uint64_t scale_byte_ = 0;

@@ -87,9 +87,13 @@ class SessionTest : public testing::Test {
 
   std::string ClippedBytes() {
     std::string bytes;
-    for (size_t i = 0; i < session_->segment_count(); ++i) {
-      const std::span<const std::byte> segment = session_->ScaleSegment(i);
-      bytes.append(reinterpret_cast<const char*>(segment.data()), segment.size());
+    while (session_->has_segment()) {
+      const absl::StatusOr<ReplySegment> segment = session_->NextSegment();
+      if (!segment.ok()) {
+        ADD_FAILURE() << segment.status();
+        break;
+      }
+      bytes.append(reinterpret_cast<const char*>(segment->bytes.data()), segment->bytes.size());
     }
     return bytes;
   }

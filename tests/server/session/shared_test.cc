@@ -99,7 +99,7 @@ TEST_F(SharedSession, ClipsTheWorkedExampleInPlace) {
   ASSERT_EQ(Finish(), absl::OkStatus());
   EXPECT_NEAR(result().norm().total_norm(), std::sqrt(30.0), 1e-12);
   EXPECT_FALSE(result().gradient_follows());
-  EXPECT_EQ(session_->segment_count(), 0u);
+  EXPECT_FALSE(session_->has_segment());
   EXPECT_EQ(session_->shared_bytes(), 16u);
   const float c = static_cast<float>(result().coefficient());
   EXPECT_EQ(memory.Read(8, 16), Bytes<float>({3 * c, 4 * c, 1 * c, 2 * c}));
