@@ -1,5 +1,7 @@
 #include "server/backend/backend.h"
 
+#include <utility>
+
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -52,16 +54,6 @@ std::vector<CpuVariant> CpuVariants() {
   };
 }
 
-// "auto, cpu, cpu/avx512 (this processor lacks ...), cpu/avx2, ..."
-std::string Names() {
-  return absl::StrCat(
-      "auto, cpu, ",
-      absl::StrJoin(ListBackends(), ", ", [](std::string* out, const BackendChoice& choice) {
-        absl::StrAppend(out, choice.name,
-                        choice.usable ? "" : absl::StrCat(" (", choice.detail, ")"));
-      }));
-}
-
 }  // namespace
 
 std::vector<BackendChoice> ListBackends() {
@@ -76,18 +68,31 @@ std::vector<BackendChoice> ListBackends() {
   return choices;
 }
 
-absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(std::string_view name) {
+std::string BackendNames(std::span<const BackendChoice> others) {
+  std::vector<BackendChoice> choices(others.begin(), others.end());
+  for (BackendChoice& host : ListBackends()) choices.push_back(std::move(host));
+  return absl::StrCat(
+      "auto, cpu, ",
+      absl::StrJoin(choices, ", ", [](std::string* out, const BackendChoice& choice) {
+        absl::StrAppend(out, choice.name,
+                        choice.usable ? "" : absl::StrCat(" (", choice.detail, ")"));
+      }));
+}
+
+absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(std::string_view name,
+                                                     std::span<const BackendChoice> others) {
   for (const CpuVariant& variant : CpuVariants()) {
     const bool named = name == variant.name;
     if (!named && name != "auto" && name != "cpu") continue;
     if (variant.usable) return std::make_unique<CpuBackend>(variant.name, variant.kernels);
     if (named) {
-      return absl::FailedPreconditionError(absl::StrFormat(
-          "backend \"%s\" can't be used here; --backend takes one of: %s", name, Names()));
+      return absl::FailedPreconditionError(
+          absl::StrFormat("backend \"%s\" can't be used here; --backend takes one of: %s", name,
+                          BackendNames(others)));
     }
   }
-  return absl::InvalidArgumentError(
-      absl::StrFormat("unknown backend \"%s\"; --backend takes one of: %s", name, Names()));
+  return absl::InvalidArgumentError(absl::StrFormat(
+      "unknown backend \"%s\"; --backend takes one of: %s", name, BackendNames(others)));
 }
 
 }  // namespace gradclip

@@ -7,20 +7,16 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "gradclip/dtype.h"
+#include "server/backend/blocks.h"
 
 namespace gradclip {
-
-// A tensor is cut into blocks of this many elements from its own start; in a block lane l of kLanes
-// sums the elements l, l + kLanes, l + 2 kLanes, ... in that order. The order is part of the
-// answer: every backend keeps it, so every backend gives the same bits.
-inline constexpr size_t kBlockElements = 4096;
-inline constexpr size_t kLanes = 32;
 
 using Lanes = std::array<double, kLanes>;
 
@@ -66,6 +62,9 @@ class Backend {
 // The coefficient as `dtype` elements meet it is 1: scaling by it leaves every element as it is.
 bool LeavesUnchanged(DType dtype, double coefficient);
 
+// The coefficient is not 0 and its magnitude is outside [2^-126, FLT_MAX].
+bool ScalesInDouble(double coefficient);
+
 // One backend that this build has, usable here or not.
 struct BackendChoice {
   std::string name;  // as --backend takes it
@@ -73,13 +72,18 @@ struct BackendChoice {
   std::string detail;  // instruction set, or why it can't be used
 };
 
-// Every backend of this build, in order of preference.
+// Every backend of the host in this build, in order of preference.
 std::vector<BackendChoice> ListBackends();
 
-// The backend that `name` asks for: "auto" (the first usable one), "cpu" (the first usable CPU
-// one), or one name of ListBackends(). INVALID_ARGUMENT for an unknown name and FAILED_PRECONDITION
-// for one that can't be used here, both listing the names.
-absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(std::string_view name);
+// What --backend takes, for people: "auto, cpu, cpu/avx512 (needs ...), ...", with names of others
+// that there are.
+std::string BackendNames(std::span<const BackendChoice> others = {});
+
+// The backend that `name` asks for: "auto" and "cpu" (the first usable one), or one name of
+// ListBackends(). INVALID_ARGUMENT for an unknown name and FAILED_PRECONDITION for one that can't
+// be used here, both listing BackendNames(others).
+absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(std::string_view name,
+                                                     std::span<const BackendChoice> others = {});
 
 }  // namespace gradclip
 

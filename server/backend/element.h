@@ -11,6 +11,7 @@
 #include <cstring>
 
 #include "gradclip/dtype.h"
+#include "server/backend/host_device.h"
 
 namespace gradclip {
 
@@ -23,7 +24,7 @@ struct HalfFormat {
 inline constexpr HalfFormat kFloat16Format = {10, -14, 0x7c00};
 inline constexpr HalfFormat kBFloat16Format = {7, -126, 0x7f80};
 
-inline double HalfToDouble(const HalfFormat& format, uint16_t bits) {
+GRADCLIP_HOST_DEVICE inline double HalfToDouble(const HalfFormat& format, uint16_t bits) {
   const int magnitude = bits & 0x7fff;
   const int exponent = magnitude >> format.fraction_bits;
   const int fraction = magnitude & ((1 << format.fraction_bits) - 1);
@@ -40,7 +41,7 @@ inline double HalfToDouble(const HalfFormat& format, uint16_t bits) {
 }
 
 // To nearest even.
-inline uint16_t DoubleToHalf(const HalfFormat& format, double value) {
+GRADCLIP_HOST_DEVICE inline uint16_t DoubleToHalf(const HalfFormat& format, double value) {
   const uint16_t sign = std::signbit(value) ? 0x8000 : 0;
   if (std::isnan(value)) return sign | format.infinity | (1 << (format.fraction_bits - 1));
   const double magnitude = std::fabs(value);

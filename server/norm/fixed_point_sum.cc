@@ -8,44 +8,38 @@ namespace {
 
 constexpr uint64_t kDigitMask = 0xffffffff;
 constexpr uint64_t kInfinityBits = 0x7ff0000000000000;
-constexpr uint64_t kFractionMask = 0x000fffffffffffff;
 
 }  // namespace
 
-// Bits are taken apart by hand: nothing here depends on the floating-point environment.
 void FixedPointSum::Add(double value, int exponent) {
   const uint64_t bits = std::bit_cast<uint64_t>(value) & INT64_MAX;
   if (bits >= kInfinityBits) {
     Saturate(bits == kInfinityBits ? State::kInfinite : State::kNan);
     return;
   }
-  const auto biased = static_cast<int64_t>(bits >> 52);
-  uint64_t mantissa = bits & kFractionMask;
-  if (biased != 0) mantissa |= kFractionMask + 1;
-  if (mantissa == 0 || state_ != State::kFinite) return;
-
-  // Where the mantissa's last bit goes, counted from the lowest one kept.
-  int64_t place = std::max<int64_t>(biased, 1) - 1075 + exponent - kLowestBit;
-  if (place < 0) {
-    if (place <= -53) return;
-    mantissa >>= -place;
-    place = 0;
-    if (mantissa == 0) return;
-  }
-  if (place + static_cast<int>(std::bit_width(mantissa)) > int64_t{32} * kDigits) {
+  if (state_ != State::kFinite) return;
+  const FixedPointTerm term = SplitIntoDigits(bits, exponent);
+  if (term.too_large) {
     Saturate(State::kInfinite);
     return;
   }
-  const int digit = static_cast<int>(place / 32);
-  const int shift = static_cast<int>(place % 32);
-  const uint64_t low = mantissa << shift;
-  const uint64_t high = shift == 0 ? 0 : mantissa >> (64 - shift);
-  digits_[digit] += low & kDigitMask;
-  digits_[digit + 1] += low >> 32;
-  digits_[digit + 2] += high;
-  first_ = std::min(first_, digit);
-  end_ = std::max(end_, digit + 3);
+  if ((term.low | term.middle | term.high) == 0) return;
+  digits_[term.first] += term.low;
+  digits_[term.first + 1] += term.middle;
+  digits_[term.first + 2] += term.high;
+  first_ = std::min(first_, term.first);
+  end_ = std::max(end_, term.first + 3);
   if (++pending_ >= kMostPending) Settle();
+}
+
+void FixedPointSum::AddDigits(std::span<const uint64_t> digits, uint64_t additions) {
+  FixedPointSum other;
+  std::copy(digits.begin(), digits.end(), other.digits_.begin());
+  other.first_ = 0;
+  other.end_ = kSlots;
+  other.pending_ = additions;
+  other.Settle();
+  Add(other);
 }
 
 void FixedPointSum::Add(const FixedPointSum& other) {

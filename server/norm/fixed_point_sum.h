@@ -9,15 +9,15 @@
 #include <cstdint>
 #include <span>
 
+#include "server/backend/fixed_point.h"
+
 namespace gradclip {
 
-// Digit i of 32 bits stands for digit * 2^(32 i - 2240); digits are kept in 64 bits so that carries
-// can wait. The range covers every sum of gradients: squares of F64 reach from 2^-2148 to 2^2048,
-// and fewer than 2^64 of them are added. A sum of 2^2240 or more counts as infinite.
+// Digits are as server/backend/fixed_point.h says. A sum of 2^2240 or more counts as infinite.
 class FixedPointSum {
  public:
-  static constexpr int kDigits = 140;
-  static constexpr int kLowestBit = -2240;
+  static constexpr int kDigits = kFixedPointDigits;
+  static constexpr int kLowestBit = kFixedPointLowestBit;
 
   // Not part of the sum's digits, but of its value. NaN wins over infinity, both over any digits.
   enum class State : uint8_t { kFinite, kInfinite, kNan };
@@ -31,6 +31,9 @@ class FixedPointSum {
   // Adds value * 2^exponent. REQUIRES: value >= 0, infinite or NaN. Bits below 2^-2240 are dropped.
   void Add(double value, int exponent);
   void Add(const FixedPointSum& other);
+  // Adds what `additions` of finite values have left in digits elsewhere. REQUIRES:
+  // kFixedPointSlots of them; additions < 2^30.
+  void AddDigits(std::span<const uint64_t> digits, uint64_t additions);
   // As constructed. Costs time only for the digits that were used.
   void Clear();
 
@@ -54,8 +57,7 @@ class FixedPointSum {
   static FixedPointSum Of(State state, int first_digit, std::span<const uint32_t> digits);
 
  private:
-  // A double's 53 bits spread over three digits from the lowest one on, so up to two past the end.
-  static constexpr int kSlots = kDigits + 3;
+  static constexpr int kSlots = kFixedPointSlots;
   // Each addition adds less than 2^32 to a digit: 2^30 of them leave room to spare in 64 bits.
   static constexpr uint64_t kMostPending = uint64_t{1} << 30;
 

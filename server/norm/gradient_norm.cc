@@ -20,15 +20,6 @@ GRADCLIP_OUT_OF_LINE double SumOfLanes(const Lanes& lanes) {
   return (sums[0] + sums[2]) + (sums[1] + sums[3]);
 }
 
-// F64 blocks whose sum leaves the range of double, or comes so near its lower end that squares lost
-// bits, are summed again with their elements multiplied by 2^-600 or 2^600. With 2^-600 the largest
-// square is 2^848, and what underflows is nothing beside a sum of at least 2^1023. With 2^600 the
-// largest square is below 2^300, and the smallest, 2^-948, is exact. Above 2^-900 what underflowed
-// is nothing beside the sum either: less than 2^-1062. Both conditions depend on the block alone.
-constexpr int kRescaleExponent = 600;
-constexpr double kRescaleFactor = 0x1p600;
-constexpr double kSmallestSafeSquares = 0x1p-900;
-
 }  // namespace
 
 GradientNorm::GradientNorm(const Backend& backend, double norm_type, bool per_tensor, double factor)

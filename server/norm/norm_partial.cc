@@ -50,6 +50,12 @@ void NormPartial::AddScaled(double largest, double scaled_sum) {
   AddScaledInDefaultEnvironment(largest, scaled_sum, 0);
 }
 
+void NormPartial::AddTally(const DeviceTally& tally) {
+  if (kind_ == Kind::kLargest) return AddLargest(std::bit_cast<double>(tally.largest));
+  if (tally.nonfinite_sums != 0) return sum_.Add(tally.nan_sums != 0 ? NAN : INFINITY, 0);
+  sum_.AddDigits(tally.digits, tally.blocks);
+}
+
 void NormPartial::Merge(const NormPartial& other) {
   switch (kind_) {
     case Kind::kSum:

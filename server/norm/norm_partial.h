@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "absl/status/statusor.h"
+#include "server/backend/device.h"
 #include "server/norm/fixed_point_sum.h"
 
 namespace gradclip {
@@ -36,6 +37,9 @@ class NormPartial {
   // Adds a block's sum of |x|^p given as largest^p * scaled_sum. Other p only. `largest` is 0 where
   // the sum is, infinite or NaN where the sum is; otherwise REQUIRES: 1 <= scaled_sum <= 2^64.
   void AddScaled(double largest, double scaled_sum);
+
+  // Adds what a device found. p = 1, 2 and infinity only, each with its own NormKind.
+  void AddTally(const DeviceTally& tally);
 
   // Adds all that `other` holds. REQUIRES: the same norm_type. Exact, associative and commutative
   // for p = 1, 2 and infinity; for other p merge in block and rank order.

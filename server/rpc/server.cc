@@ -65,6 +65,22 @@ std::string RandomInstance() {
   return absl::StrFormat("%08x%08x", device(), device());
 }
 
+// A machine without a GPU is the usual one; who expects one finds out why it is not used.
+absl::StatusOr<std::unique_ptr<Compute>> MakeCompute(const Options& options, Log& log) {
+  CudaOptions cuda;
+  cuda.on_failure = [&log](const std::string& device, const absl::Status& why) {
+    log.Error("a device has failed and is used no more until the server is started again",
+              {{"device", device}, {"why", why.message()}});
+  };
+  absl::StatusOr<std::unique_ptr<Compute>> compute =
+      Compute::Make(options.backend, std::move(cuda));
+  if (compute.ok() && !(*compute)->why_no_devices().empty()) {
+    log.Info("no GPU is used",
+             {{"why", (*compute)->why_no_devices()}, {"backend", (*compute)->name()}});
+  }
+  return compute;
+}
+
 absl::StatusOr<std::unique_ptr<Store>> MakeStore(const Options& options, Log& log) {
   const GroupTimes times = {.reconnect_grace = options.group_reconnect_grace,
                             .result_ttl = options.group_result_ttl,
@@ -84,18 +100,18 @@ absl::StatusOr<std::unique_ptr<Store>> MakeStore(const Options& options, Log& lo
   return RedisStore::Make(redis, times, &log);
 }
 
-v1::GetServerInfoResponse DescribeServer(const Options& options, const Backend& backend) {
-  v1::GetServerInfoResponse info;
-  info.set_version(std::string(ServerVersion()));
-  std::vector<BackendChoice> choices = ListBackends();
-  std::stable_partition(choices.begin(), choices.end(),
-                        [&](const BackendChoice& choice) { return choice.name == backend.name(); });
-  for (BackendChoice& choice : choices) {
+void ListBackendsIn(v1::GetServerInfoResponse& info, const Compute& compute) {
+  for (BackendChoice& choice : compute.Choices()) {
     v1::Backend& listed = *info.add_backends();
     listed.set_name(std::move(choice.name));
     listed.set_usable(choice.usable);
     listed.set_detail(std::move(choice.detail));
   }
+}
+
+v1::GetServerInfoResponse DescribeServer(const Options& options) {
+  v1::GetServerInfoResponse info;
+  info.set_version(std::string(ServerVersion()));
   info.set_max_message_bytes(options.max_message_bytes);
   info.set_max_call_bytes(std::min(options.max_call_bytes, LimitsOf(options).max_bytes_per_caller));
   info.set_memory_budget_bytes(options.memory_budget);
@@ -164,19 +180,19 @@ void SetLimits(const Options& options, grpc::ServerBuilder& builder) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Server>> Server::Start(const Options& options, Log& log) {
-  absl::StatusOr<std::unique_ptr<Backend>> backend = MakeBackend(options.backend);
-  if (!backend.ok()) return backend.status();
+  absl::StatusOr<std::unique_ptr<Compute>> compute = MakeCompute(options, log);
+  if (!compute.ok()) return compute.status();
   absl::StatusOr<std::unique_ptr<Store>> groups = MakeStore(options, log);
   if (!groups.ok()) return groups.status();
-  std::unique_ptr<Server> server(new Server(options, *std::move(backend), *std::move(groups), log));
+  std::unique_ptr<Server> server(new Server(options, *std::move(compute), *std::move(groups), log));
   if (absl::Status followed = server->Follow(options); !followed.ok()) return followed;
   if (absl::Status listening = server->Listen(options); !listening.ok()) return listening;
   return server;
 }
 
-Server::Server(const Options& options, std::unique_ptr<Backend> backend,
+Server::Server(const Options& options, std::unique_ptr<Compute> compute,
                std::unique_ptr<Store> groups, Log& log)
-    : backend_(std::move(backend)),
+    : compute_(std::move(compute)),
       groups_(std::move(groups)),
       log_(log),
       memory_(std::make_shared<Memory>(options.memory_budget, LimitsOf(options),
@@ -200,11 +216,11 @@ Server::Server(const Options& options, std::unique_ptr<Backend> backend,
       metrics_(options.metrics_listen.empty() ? nullptr
                                               : std::make_unique<Metrics>(Metrics::Means{
                                                     .version = std::string(ServerVersion()),
-                                                    .backend = std::string(backend_->name()),
+                                                    .backend = std::string(compute_->name()),
                                                     .per_job = options.metrics_per_job,
                                                     .limit_hits = limit_hits_,
                                                     .state = [this] { return State(); }})),
-      environment_{.backend = *backend_,
+      environment_{.backend = compute_->host(),
                    .memory = memory_,
                    .log = log_,
                    .watchdog = watchdog_,
@@ -230,7 +246,8 @@ Server::Server(const Options& options, std::unique_ptr<Backend> backend,
                    .group_timeout = options.group_timeout,
                    .group_admission_timeout = options.group_admission_timeout,
                    .metrics = metrics_.get()},
-      service_(environment_, DescribeServer(options, *backend_)),
+      service_(environment_, DescribeServer(options),
+               [this](v1::GetServerInfoResponse& info) { ListBackendsIn(info, *compute_); }),
       health_(environment_, options.open_health),
       unknown_methods_(environment_) {}
 

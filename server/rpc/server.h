@@ -12,7 +12,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
-#include "server/backend/backend.h"
+#include "server/compute/compute.h"
 #include "server/group/admission.h"
 #include "server/group/store.h"
 #include "server/net/acceptor.h"
@@ -70,7 +70,7 @@ class Server {
   void Drain(absl::Duration timeout);
 
  private:
-  Server(const Options& options, std::unique_ptr<Backend> backend, std::unique_ptr<Store> groups,
+  Server(const Options& options, std::unique_ptr<Compute> compute, std::unique_ptr<Store> groups,
          Log& log);
 
   absl::Status Follow(const Options& options);  // what the files say
@@ -78,7 +78,7 @@ class Server {
   absl::Status ServeMetrics(const Options& options);
   ServerState State() const;
 
-  const std::unique_ptr<Backend> backend_;
+  const std::unique_ptr<Compute> compute_;
   const std::unique_ptr<Store> groups_;
   Log& log_;
   const std::shared_ptr<Memory> memory_;

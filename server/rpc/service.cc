@@ -74,8 +74,9 @@ class Service::GetServerInfoCall final : public ShortCall {
   CallLimits::Place place_;
 };
 
-Service::Service(Environment& environment, v1::GetServerInfoResponse info)
-    : environment_(environment), info_(std::move(info)) {
+Service::Service(Environment& environment, v1::GetServerInfoResponse info,
+                 std::function<void(v1::GetServerInfoResponse&)> add_backends)
+    : environment_(environment), info_(std::move(info)), add_backends_(std::move(add_backends)) {
   constexpr int kGetServerInfo = 2;  // in the contract's order
   MarkMethodStreamed(kGetServerInfo, nullptr);
   MarkMethodRawCallback(
@@ -86,7 +87,9 @@ Service::Service(Environment& environment, v1::GetServerInfoResponse info)
 
 grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* Service::MakeGetServerInfo(
     grpc::CallbackServerContext* context) {
-  const auto call = std::make_shared<GetServerInfoCall>(environment_, context, info_);
+  v1::GetServerInfoResponse info = info_;
+  add_backends_(info);
+  const auto call = std::make_shared<GetServerInfoCall>(environment_, context, std::move(info));
   call->Begin();
   return call.get();
 }

@@ -5,6 +5,7 @@
 #include <grpcpp/generic/async_generic_service.h>
 #include <grpcpp/grpcpp.h>
 
+#include <functional>
 #include <utility>
 
 #include "gradclip/v1/gradclip.grpc.pb.h"
@@ -30,8 +31,9 @@ class UnknownMethods final : public grpc::CallbackGenericService {
 
 class Service final : public ServiceBase {
  public:
-  // info: what GetServerInfo answers.
-  Service(Environment& environment, v1::GetServerInfoResponse info);
+  // What GetServerInfo answers: `info`, to which add_backends adds those of the moment.
+  Service(Environment& environment, v1::GetServerInfoResponse info,
+          std::function<void(v1::GetServerInfoResponse&)> add_backends);
 
   grpc::ServerReadReactor<grpc::ByteBuffer>* ComputeNorm(grpc::CallbackServerContext* context,
                                                          grpc::ByteBuffer* response) override;
@@ -47,6 +49,7 @@ class Service final : public ServiceBase {
 
   Environment& environment_;
   const v1::GetServerInfoResponse info_;
+  const std::function<void(v1::GetServerInfoResponse&)> add_backends_;
 };
 
 }  // namespace gradclip

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <cfloat>
 #include <cmath>
 #include <cstring>
 
@@ -134,9 +133,7 @@ ElementCounts CpuBackend::Count(DType dtype, const std::byte* elements, size_t c
 
 void CpuBackend::Scale(DType dtype, std::byte* elements, size_t count, double coefficient) const {
   const FloatingPointEnvironment environment;
-  const double magnitude = std::fabs(coefficient);
-  const bool outside = (magnitude < 0x1p-126 && magnitude != 0) || magnitude > FLT_MAX;
-  if (outside && dtype != DType::kFloat64) {
+  if (dtype != DType::kFloat64 && ScalesInDouble(coefficient)) {
     ScaleInDouble(dtype, elements, count, coefficient);
     return;
   }

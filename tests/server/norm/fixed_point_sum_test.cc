@@ -4,9 +4,11 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <random>
+#include <vector>
 
 #include "tests/server/norm/exact_sum.h"
 
@@ -147,6 +149,36 @@ TEST(FixedPointSum, IsTheSameInAnyOrderAndGrouping) {
     }
     ASSERT_TRUE(SameForm(sum, expected));
   }
+}
+
+TEST(FixedPointSum, TakesDigitsThatWereAddedUpElsewhere) {
+  const std::vector<Term> terms = RandomTerms(1000, 2000, 5);
+  FixedPointSum sum = SumOf({terms.begin(), terms.begin() + 300});
+  std::vector<uint64_t> digits(kFixedPointSlots);
+  for (size_t i = 300; i < terms.size(); ++i) {
+    const FixedPointTerm term =
+        SplitIntoDigits(std::bit_cast<uint64_t>(terms[i].value), terms[i].exponent);
+    digits[term.first] += term.low;
+    digits[term.first + 1] += term.middle;
+    digits[term.first + 2] += term.high;
+  }
+  sum.AddDigits(digits, terms.size() - 300);
+  EXPECT_TRUE(SameForm(sum, SumOf(terms)));
+}
+
+TEST(FixedPointSum, TakesAFullSumOfDigits) {
+  // As many as can be pending, each digit as large as they can make it.
+  constexpr uint64_t kAdditions = (uint64_t{1} << 30) - 1;
+  const FixedPointTerm term = SplitIntoDigits(std::bit_cast<uint64_t>(0x1.fffffffffffffp0), 0);
+  std::vector<uint64_t> digits(kFixedPointSlots);
+  digits[term.first] = term.low * kAdditions;
+  digits[term.first + 1] = term.middle * kAdditions;
+  digits[term.first + 2] = term.high * kAdditions;
+  FixedPointSum sum;
+  sum.AddDigits(digits, kAdditions);
+  ExactSum exact;
+  for (int bit = 0; bit < 30; ++bit) exact.Add(0x1.fffffffffffffp0, bit);
+  EXPECT_TRUE(RoundsTo(sum, exact));
 }
 
 TEST(FixedPointSum, HoldsTheSmallestAndTheLargestSquares) {

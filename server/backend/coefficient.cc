@@ -1,3 +1,4 @@
+#include <cfloat>
 #include <cmath>
 
 #include "server/backend/backend.h"
@@ -27,6 +28,11 @@ GRADCLIP_OUT_OF_LINE bool RoundsToOneInFloat(const double& coefficient) {
   return static_cast<float>(coefficient) == 1;
 }
 
+GRADCLIP_OUT_OF_LINE bool IsOutsideFloat(const double& coefficient) {
+  const double magnitude = std::fabs(coefficient);
+  return (magnitude < 0x1p-126 && magnitude != 0) || magnitude > FLT_MAX;
+}
+
 }  // namespace
 
 bool LeavesUnchanged(DType dtype, double coefficient) {
@@ -42,6 +48,11 @@ bool LeavesUnchanged(DType dtype, double coefficient) {
       break;
   }
   return coefficient == 1;
+}
+
+bool ScalesInDouble(double coefficient) {
+  const FloatingPointEnvironment environment;
+  return IsOutsideFloat(coefficient);
 }
 
 }  // namespace gradclip

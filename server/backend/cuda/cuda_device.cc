@@ -1,0 +1,196 @@
+#include "server/backend/cuda/cuda_device.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "server/backend/cuda/kernels.h"
+
+namespace gradclip {
+namespace {
+
+// Pieces come from the driver so many at a time, which takes a while: 33 MiB.
+constexpr uint64_t kSlabPieces = 16;
+
+}  // namespace
+
+CudaDevice::CudaDevice(int number, uint64_t memory_budget, OnFailure on_failure)
+    : number_(number),
+      name_(absl::StrCat("cuda/", number)),
+      most_pieces_(memory_budget / sizeof(Piece)),
+      on_failure_(std::move(on_failure)) {}
+
+absl::StatusOr<std::unique_ptr<CudaDevice>> CudaDevice::Open(int number, uint64_t memory_budget,
+                                                             OnFailure on_failure) {
+  std::unique_ptr<CudaDevice> device(new CudaDevice(number, memory_budget, std::move(on_failure)));
+  if (absl::Status begun = device->Begin(); !begun.ok()) return begun;
+  return device;
+}
+
+absl::Status CudaDevice::Begin() {
+  CudaCalls calls;
+  calls.Ok("cudaSetDevice", cudaSetDevice(number_)) &&
+      calls.Ok("cudaFuncGetAttributes", CheckKernels()) &&
+      calls.Ok("cudaDeviceGetAttribute",
+               cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, number_));
+  return Check(calls);
+}
+
+// Where the device has failed, so does giving anything back to it, and the driver has done so
+// already.
+CudaDevice::~CudaDevice() {
+  if (!MakeCurrent().ok()) return;
+  for (const std::unique_ptr<Pipeline>& pipeline : idle_) (void)Destroy(*pipeline);
+  for (void* slab : slabs_) {
+    CudaCalls calls;
+    calls.Ok("cudaFree", cudaFree(slab));
+    (void)Check(calls);
+  }
+}
+
+absl::Status CudaDevice::state() const {
+  const std::lock_guard lock(mutex_);
+  return state_;
+}
+
+absl::Status CudaDevice::MakeCurrent() {
+  if (absl::Status usable = state(); !usable.ok()) return usable;
+  CudaCalls calls;
+  calls.Ok("cudaSetDevice", cudaSetDevice(number_));
+  return Check(calls);
+}
+
+absl::Status CudaDevice::Check(const CudaCalls& calls) {
+  if (calls.error == cudaSuccess) return absl::OkStatus();
+  // An error that does not stay must not be taken for one of a later call.
+  (void)cudaGetLastError();
+  std::string why = absl::StrFormat("%s: %s (%s of %s)", name_, cudaGetErrorString(calls.error),
+                                    cudaGetErrorName(calls.error), calls.call);
+  if (calls.error == cudaErrorMemoryAllocation) return absl::ResourceExhaustedError(why);
+  return Fail(std::move(why));
+}
+
+absl::Status CudaDevice::Fail(std::string why) {
+  absl::Status status = absl::UnavailableError(std::move(why));
+  {
+    const std::lock_guard lock(mutex_);
+    if (!state_.ok()) return state_;
+    state_ = status;
+  }
+  if (on_failure_ != nullptr) on_failure_(name_, status);
+  return status;
+}
+
+absl::StatusOr<std::unique_ptr<CudaDevice::Pipeline>> CudaDevice::TakePipeline() {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!idle_.empty()) {
+      std::unique_ptr<Pipeline> pipeline = std::move(idle_.back());
+      idle_.pop_back();
+      load_.fetch_add(1, std::memory_order_relaxed);
+      return pipeline;
+    }
+    if (pipelines_ == kMostPipelines) {
+      return absl::ResourceExhaustedError(absl::StrFormat(
+          "%s: %d calls use the device, as many as can at once", name_, kMostPipelines));
+    }
+    ++pipelines_;
+  }
+  auto pipeline = std::make_unique<Pipeline>();
+  if (absl::Status made = Make(*pipeline); !made.ok()) {
+    (void)Destroy(*pipeline);
+    const std::lock_guard lock(mutex_);
+    --pipelines_;
+    return made;
+  }
+  load_.fetch_add(1, std::memory_order_relaxed);
+  return pipeline;
+}
+
+void CudaDevice::GivePipeline(std::unique_ptr<Pipeline> pipeline) {
+  load_.fetch_sub(1, std::memory_order_relaxed);
+  const std::lock_guard lock(mutex_);
+  idle_.push_back(std::move(pipeline));
+}
+
+absl::Status CudaDevice::Make(Pipeline& pipeline) {
+  CudaCalls calls;
+  const auto make_stream = [&](cudaStream_t* stream) {
+    return calls.Ok("cudaStreamCreateWithFlags",
+                    cudaStreamCreateWithFlags(stream, cudaStreamNonBlocking));
+  };
+  // A thread that waits sleeps: it has a processor's time for others.
+  const auto make_event = [&](cudaEvent_t* event) {
+    return calls.Ok(
+        "cudaEventCreateWithFlags",
+        cudaEventCreateWithFlags(event, cudaEventDisableTiming | cudaEventBlockingSync));
+  };
+  bool ok = make_stream(&pipeline.copies) && make_stream(&pipeline.kernels);
+  for (Slot& slot : pipeline.slots) {
+    ok = ok &&
+         calls.Ok("cudaHostAlloc", cudaHostAlloc(reinterpret_cast<void**>(&slot.host),
+                                                 sizeof(Piece), cudaHostAllocPortable)) &&
+         make_event(&slot.brought) && make_event(&slot.done);
+  }
+  return Check(calls);
+}
+
+absl::Status CudaDevice::Destroy(const Pipeline& pipeline) {
+  CudaCalls calls;
+  bool ok = true;
+  for (const Slot& slot : pipeline.slots) {
+    for (cudaEvent_t event : {slot.brought, slot.done}) {
+      ok = ok && (event == nullptr || calls.Ok("cudaEventDestroy", cudaEventDestroy(event)));
+    }
+    ok = ok && (slot.host == nullptr || calls.Ok("cudaFreeHost", cudaFreeHost(slot.host)));
+  }
+  for (cudaStream_t stream : {pipeline.copies, pipeline.kernels}) {
+    ok = ok && (stream == nullptr || calls.Ok("cudaStreamDestroy", cudaStreamDestroy(stream)));
+  }
+  return Check(calls);
+}
+
+absl::StatusOr<std::vector<Piece*>> CudaDevice::TakePieces(uint64_t count) {
+  const std::lock_guard allocating(allocating_);
+  uint64_t slabs = 0;
+  {
+    const std::lock_guard lock(mutex_);
+    const uint64_t free = free_pieces_.size();
+    if (count > free && count - free > most_pieces_ - pieces_) {
+      return absl::ResourceExhaustedError(absl::StrFormat(
+          "%s: %d bytes of its memory are needed, and %d of the %d that may be used are free "
+          "(--cuda-memory-budget)",
+          name_, count * sizeof(Piece), (most_pieces_ - pieces_ + free) * sizeof(Piece),
+          most_pieces_ * sizeof(Piece)));
+    }
+    slabs = count > free ? (count - free + kSlabPieces - 1) / kSlabPieces : 0;
+  }
+  for (; slabs > 0; --slabs) {
+    if (absl::Status added = AddPieces(); !added.ok()) return added;
+  }
+  const std::lock_guard lock(mutex_);
+  std::vector<Piece*> taken(free_pieces_.end() - static_cast<ptrdiff_t>(count), free_pieces_.end());
+  free_pieces_.resize(free_pieces_.size() - count);
+  return taken;
+}
+
+absl::Status CudaDevice::AddPieces() {
+  const uint64_t count = std::min(kSlabPieces, most_pieces_ - pieces_);
+  void* slab = nullptr;
+  CudaCalls calls;
+  calls.Ok("cudaMalloc", cudaMalloc(&slab, count * sizeof(Piece)));
+  if (absl::Status made = Check(calls); !made.ok()) return made;
+  const std::lock_guard lock(mutex_);
+  slabs_.push_back(slab);
+  pieces_ += count;
+  for (uint64_t i = 0; i < count; ++i) free_pieces_.push_back(static_cast<Piece*>(slab) + i);
+  return absl::OkStatus();
+}
+
+void CudaDevice::GivePieces(const std::vector<Piece*>& pieces) {
+  const std::lock_guard lock(mutex_);
+  free_pieces_.insert(free_pieces_.end(), pieces.begin(), pieces.end());
+}
+
+}  // namespace gradclip

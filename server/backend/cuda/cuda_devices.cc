@@ -1,0 +1,173 @@
+#include "server/backend/cuda/cuda_devices.h"
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "server/backend/cuda/cuda_device.h"
+#include "server/backend/cuda/cuda_queue.h"
+
+namespace gradclip {
+namespace {
+
+// The oldest devices that this build has code for: compute capability 7.5.
+constexpr int kOldestMajor = 7;
+constexpr int kOldestMinor = 5;
+
+// "13.0" for 13000.
+std::string VersionName(int version) {
+  return absl::StrFormat("%d.%d", version / 1000, version % 1000 / 10);
+}
+
+std::string WhyNoDevices(cudaError_t error) {
+  (void)cudaGetLastError();
+  int driver = 0;
+  if (cudaDriverGetVersion(&driver) != cudaSuccess) driver = 0;
+  switch (error) {
+    case cudaSuccess:
+    case cudaErrorNoDevice:
+      return "this machine has no GPU that the driver knows";
+    case cudaErrorInsufficientDriver:
+    case cudaErrorSystemDriverMismatch:
+      if (driver == 0) return "this machine has no NVIDIA driver (libcuda.so.1)";
+      return absl::StrFormat("the driver is too old: it is for CUDA %s, and CUDA %s is needed",
+                             VersionName(driver), VersionName(CUDART_VERSION));
+    default:
+      return absl::StrFormat("%s (%s)", cudaGetErrorString(error), cudaGetErrorName(error));
+  }
+}
+
+BackendChoice Describe(int number) {
+  BackendChoice choice = {.name = absl::StrCat("cuda/", number), .usable = false, .detail = ""};
+  cudaDeviceProp properties;
+  if (const cudaError_t error = cudaGetDeviceProperties(&properties, number);
+      error != cudaSuccess) {
+    (void)cudaGetLastError();
+    choice.detail = absl::StrFormat("%s (%s)", cudaGetErrorString(error), cudaGetErrorName(error));
+    return choice;
+  }
+  int driver = 0;
+  if (cudaDriverGetVersion(&driver) != cudaSuccess) driver = 0;
+  choice.detail = absl::StrFormat("%s, compute capability %d.%d, %.1f GiB, driver for CUDA %s",
+                                  properties.name, properties.major, properties.minor,
+                                  static_cast<double>(properties.totalGlobalMem) / (1 << 30),
+                                  VersionName(driver));
+  choice.usable =
+      std::pair(properties.major, properties.minor) >= std::pair(kOldestMajor, kOldestMinor);
+  if (!choice.usable) {
+    absl::StrAppendFormat(&choice.detail, ": there is no code for it; %d.%d is the oldest",
+                          kOldestMajor, kOldestMinor);
+  }
+  return choice;
+}
+
+absl::StatusOr<uint64_t> MemoryBudget(int number, const CudaOptions& options) {
+  if (options.memory_bytes.has_value()) return *options.memory_bytes;
+  size_t free = 0;
+  size_t total = 0;
+  CudaCalls calls;
+  if (calls.Ok("cudaSetDevice", cudaSetDevice(number)) &&
+      calls.Ok("cudaMemGetInfo", cudaMemGetInfo(&free, &total))) {
+    return static_cast<uint64_t>(static_cast<double>(free) * options.memory_share);
+  }
+  (void)cudaGetLastError();
+  return absl::UnavailableError(absl::StrFormat("%s (%s of %s)", cudaGetErrorString(calls.error),
+                                                cudaGetErrorName(calls.error), calls.call));
+}
+
+absl::StatusOr<std::unique_ptr<CudaDevice>> OpenOne(int number, const CudaOptions& options) {
+  absl::StatusOr<uint64_t> budget = MemoryBudget(number, options);
+  if (!budget.ok()) return budget.status();
+  return CudaDevice::Open(number, *budget, options.on_failure);
+}
+
+class CudaDevices final : public Devices {
+ public:
+  explicit CudaDevices(std::vector<std::unique_ptr<CudaDevice>> devices)
+      : devices_(std::move(devices)) {}
+
+  std::vector<std::string> names() const override {
+    std::vector<std::string> names;
+    for (const std::unique_ptr<CudaDevice>& device : devices_) names.push_back(device->name());
+    return names;
+  }
+
+  absl::StatusOr<std::unique_ptr<DeviceQueue>> Open(uint64_t slots_filled, bool keeps) override {
+    absl::Status why;
+    // By the loads as they are now: they change while they are compared.
+    std::vector<std::pair<uint64_t, CudaDevice*>> by_load;
+    for (const std::unique_ptr<CudaDevice>& device : devices_) {
+      const absl::Status state = device->state();
+      if (state.ok()) {
+        by_load.emplace_back(device->load(), device.get());
+      } else {
+        why = state;
+      }
+    }
+    std::stable_sort(by_load.begin(), by_load.end(),
+                     [](const auto& a, const auto& b) { return a.first < b.first; });
+    for (const auto& [load, device] : by_load) {
+      absl::StatusOr<std::unique_ptr<DeviceQueue>> queue =
+          CudaQueue::Open(*device, slots_filled, keeps);
+      if (queue.ok()) return queue;
+      why = queue.status();
+    }
+    return why;
+  }
+
+ private:
+  const std::vector<std::unique_ptr<CudaDevice>> devices_;
+};
+
+}  // namespace
+
+std::vector<BackendChoice> ListCudaDevices() {
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error != cudaSuccess || count == 0) {
+    return {{.name = "cuda", .usable = false, .detail = WhyNoDevices(error)}};
+  }
+  std::vector<BackendChoice> choices;
+  for (int number = 0; number < count; ++number) choices.push_back(Describe(number));
+  return choices;
+}
+
+absl::StatusOr<std::unique_ptr<Devices>> OpenCudaDevices(const CudaOptions& options) {
+  const std::vector<BackendChoice> choices = ListCudaDevices();
+  const auto refused = [](absl::string_view name, absl::string_view why) {
+    return absl::FailedPreconditionError(absl::StrCat(name, " can't be used: ", why));
+  };
+  std::vector<int> numbers = options.devices;
+  const bool named = !numbers.empty();
+  if (choices.front().name == "cuda") return refused("cuda", choices.front().detail);
+  if (!named) {
+    for (size_t i = 0; i < choices.size(); ++i) numbers.push_back(static_cast<int>(i));
+  }
+  std::vector<std::unique_ptr<CudaDevice>> devices;
+  std::vector<std::string> reasons;
+  for (const int number : numbers) {
+    const std::string name = absl::StrCat("cuda/", number);
+    std::string why;
+    if (static_cast<size_t>(number) >= choices.size()) {
+      why = absl::StrFormat("there are %d devices, numbered from 0", choices.size());
+    } else if (!choices[static_cast<size_t>(number)].usable) {
+      why = choices[static_cast<size_t>(number)].detail;
+    } else if (absl::StatusOr<std::unique_ptr<CudaDevice>> device = OpenOne(number, options);
+               device.ok()) {
+      devices.push_back(*std::move(device));
+      continue;
+    } else {
+      why = std::string(device.status().message());
+    }
+    if (named) return refused(name, why);
+    reasons.push_back(absl::StrCat(name, ": ", why));
+  }
+  if (devices.empty()) return refused("cuda", absl::StrJoin(reasons, "; "));
+  return std::make_unique<CudaDevices>(std::move(devices));
+}
+
+}  // namespace gradclip

@@ -1,0 +1,128 @@
+#include "server/backend/cuda/cuda_queue.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "server/backend/backend.h"
+
+namespace gradclip {
+
+absl::StatusOr<std::unique_ptr<DeviceQueue>> CudaQueue::Open(CudaDevice& device,
+                                                             uint64_t slots_filled, bool keeps) {
+  if (absl::Status current = device.MakeCurrent(); !current.ok()) return current;
+  absl::StatusOr<std::unique_ptr<CudaDevice::Pipeline>> pipeline = device.TakePipeline();
+  if (!pipeline.ok()) return pipeline.status();
+  const uint64_t slots = (*pipeline)->slots.size();
+  absl::StatusOr<std::vector<Piece*>> pieces =
+      device.TakePieces(keeps ? slots_filled : std::min(slots_filled, slots));
+  if (!pieces.ok()) {
+    device.GivePipeline(*std::move(pipeline));
+    return pieces.status();
+  }
+  return std::unique_ptr<DeviceQueue>(
+      new CudaQueue(device, *std::move(pipeline), *std::move(pieces), keeps));
+}
+
+CudaQueue::~CudaQueue() {
+  // Nothing that is under way may meet the next call's work.
+  if (device_.MakeCurrent().ok()) {
+    CudaCalls calls;
+    calls.Ok("cudaStreamSynchronize", cudaStreamSynchronize(pipeline_->copies)) &&
+        calls.Ok("cudaStreamSynchronize", cudaStreamSynchronize(pipeline_->kernels));
+    (void)device_.Check(calls);
+  }
+  device_.GivePieces(pieces_);
+  device_.GivePipeline(std::move(pipeline_));
+}
+
+absl::Status CudaQueue::Begin() {
+  if (status_.ok()) status_ = device_.MakeCurrent();
+  return status_;
+}
+
+absl::Status CudaQueue::Note(const CudaCalls& calls) {
+  if (status_.ok()) status_ = device_.Check(calls);
+  return status_;
+}
+
+absl::Status CudaQueue::Measure(size_t slot, size_t bytes, std::span<const DeviceRun> runs,
+                                NormKind kind, bool per_block) {
+  if (absl::Status begun = Begin(); !begun.ok()) return begun;
+  Piece& piece = *pieces_[keeps_ ? contents_.size() : slot];
+  Content content = {bytes, {piece.runs, static_cast<uint32_t>(runs.size()), 0}};
+  const auto& [host, brought, done] = pipeline_->slots[slot];
+  host->tally = EmptyTally();
+  for (size_t i = 0; i < runs.size(); ++i) {
+    host->runs[i] = runs[i];
+    host->runs[i].address += reinterpret_cast<uint64_t>(piece.data);
+    host->runs[i].first_block = content.runs.blocks;
+    content.runs.blocks += BlocksOf(runs[i].elements);
+  }
+  found_[slot] = per_block ? content.runs.blocks : 0;
+  if (keeps_) contents_.push_back(content);
+
+  const cudaStream_t copies = pipeline_->copies;
+  const cudaStream_t kernels = pipeline_->kernels;
+  const size_t table_bytes = sizeof(DeviceTally) + runs.size() * sizeof(DeviceRun);
+  const auto copy = [&](void* to, const void* from, size_t size, cudaMemcpyKind way,
+                        cudaStream_t stream) {
+    return cudaMemcpyAsync(to, from, size, way, stream);
+  };
+  CudaCalls calls;
+  calls.Ok("cudaMemcpyAsync",
+           copy(piece.data, host->data, bytes, cudaMemcpyHostToDevice, copies)) &&
+      calls.Ok("cudaMemcpyAsync",
+               copy(&piece.tally, &host->tally, table_bytes, cudaMemcpyHostToDevice, copies)) &&
+      calls.Ok("cudaEventRecord", cudaEventRecord(brought, copies)) &&
+      calls.Ok("cudaStreamWaitEvent", cudaStreamWaitEvent(kernels, brought, 0)) &&
+      calls.Ok("cudaLaunchKernelEx",
+               LaunchMeasure(kernels, device_.multiprocessors(), kind, content.runs, &piece.tally,
+                             per_block ? piece.found : nullptr)) &&
+      calls.Ok("cudaMemcpyAsync", copy(&host->tally, &piece.tally, sizeof(DeviceTally),
+                                       cudaMemcpyDeviceToHost, kernels)) &&
+      (found_[slot] == 0 || calls.Ok("cudaMemcpyAsync", copy(host->found, piece.found,
+                                                             found_[slot] * sizeof(DeviceBlock),
+                                                             cudaMemcpyDeviceToHost, kernels))) &&
+      calls.Ok("cudaEventRecord", cudaEventRecord(done, kernels));
+  return Note(calls);
+}
+
+absl::StatusOr<DeviceFound> CudaQueue::Await(size_t slot) {
+  if (absl::Status begun = Begin(); !begun.ok()) return begun;
+  const auto& [host, brought, done] = pipeline_->slots[slot];
+  CudaCalls calls;
+  calls.Ok("cudaEventSynchronize", cudaEventSynchronize(done));
+  if (absl::Status awaited = Note(calls); !awaited.ok()) return awaited;
+  return DeviceFound{&host->tally, {host->found, found_[slot]}};
+}
+
+absl::Status CudaQueue::Scale(size_t piece, double coefficient, bool assign_zero) {
+  if (absl::Status begun = Begin(); !begun.ok()) return begun;
+  ScaleFactor factor;
+  factor.coefficient = coefficient;
+  factor.in_double = ScalesInDouble(coefficient);
+  factor.assign_zero = assign_zero;
+  for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16, DType::kFloat64}) {
+    if (assign_zero || !LeavesUnchanged(dtype, coefficient)) {
+      factor.dtypes |= 1u << static_cast<unsigned>(dtype);
+    }
+  }
+  CudaCalls calls;
+  calls.Ok("cudaLaunchKernelEx", LaunchScale(pipeline_->kernels, device_.multiprocessors(),
+                                             contents_[piece].runs, factor));
+  return Note(calls);
+}
+
+absl::Status CudaQueue::Fetch(size_t piece, size_t slot) {
+  if (absl::Status begun = Begin(); !begun.ok()) return begun;
+  const auto& [host, brought, done] = pipeline_->slots[slot];
+  found_[slot] = 0;
+  CudaCalls calls;
+  calls.Ok("cudaMemcpyAsync",
+           cudaMemcpyAsync(host->data, pieces_[piece]->data, contents_[piece].bytes,
+                           cudaMemcpyDeviceToHost, pipeline_->kernels)) &&
+      calls.Ok("cudaEventRecord", cudaEventRecord(done, pipeline_->kernels));
+  return Note(calls);
+}
+
+}  // namespace gradclip
