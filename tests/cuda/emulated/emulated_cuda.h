@@ -14,9 +14,9 @@
 // them in other orders, but each thread runs alone until its next barrier or warp operation); weak
 // memory order; timing and performance; registers, occupancy and the size of shared memory; reads
 // of uninitialised shared memory; dynamic shared memory; how a real driver behaves beyond its
-// documentation; and a plain load or store of pageable memory in a kernel (launch arguments that
-// are pointers, and accesses by __ldg, __ldcs, __stcs and their like, are held against the memory
-// that a device may touch).
+// documentation; a host thread that touches device memory while another one runs work; and a plain
+// load or store of pageable memory in a kernel (launch arguments that are pointers, and accesses by
+// __ldg, __ldcs, __stcs and their like, are held against the memory that a device may touch).
 //
 // Where it is stricter than CUDA: cudaMemcpyAsync refuses pageable memory and a kind that the
 // pointers contradict; launch attributes are not supported; a warp operation whose mask names lanes

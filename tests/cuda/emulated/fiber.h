@@ -37,12 +37,12 @@ class Fiber {
   void* mapping_ = nullptr;
   void* stack_pointer_ = nullptr;
   void* host_stack_pointer_ = nullptr;
-  // For the sanitizers.
-  void* thread_ = nullptr;
-  void* host_thread_ = nullptr;
-  void* fake_stack_ = nullptr;
-  const void* host_stack_ = nullptr;
-  size_t host_stack_bytes_ = 0;
+  // For the sanitizers, whichever there is.
+  [[maybe_unused]] void* thread_ = nullptr;
+  [[maybe_unused]] void* host_thread_ = nullptr;
+  [[maybe_unused]] void* fake_stack_ = nullptr;
+  [[maybe_unused]] const void* host_stack_ = nullptr;
+  [[maybe_unused]] size_t host_stack_bytes_ = 0;
 };
 
 }  // namespace gradclip::emulated_cuda
