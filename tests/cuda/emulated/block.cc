@@ -14,6 +14,7 @@
 
 #include "device_language.h"
 #include "fiber.h"
+#include "sanitizers.h"
 
 constinit thread_local uint3 threadIdx{};
 constinit thread_local uint3 blockIdx{};
@@ -92,12 +93,25 @@ class Grid {
   size_t running_ = 0;
   size_t present_ = 0;
   size_t in_barrier_ = 0;
+  size_t barriers_ = 0;
   unsigned votes_ = 0;
   std::optional<KernelFault> fault_;
 };
 
 // Under the runtime's lock.
 Grid* current = nullptr;
+
+// For ThreadSanitizer the threads of a block are ordered by what orders them on a device, and by
+// the block's start and end; so it sees what a missing barrier leaves unordered. This file itself
+// is compiled without it.
+struct OrderPoints {
+  char start;
+  char end;
+  // In turns: who arrives at the next barrier early is not ordered before who leaves this one late.
+  char barrier[2];
+  char warp[32];
+};
+OrderPoints order_points;
 
 Fiber& FiberOf(size_t thread) {
   static auto& fibers = *new std::vector<std::unique_ptr<Fiber>>;
@@ -116,6 +130,7 @@ Grid::Grid(dim3 block, const std::function<void()>& body)
 }
 
 void Grid::RunThread(size_t thread) {
+  Acquire(&order_points.start);
   try {
     if (!current->fault_) current->body_();
   } catch (const KernelFault& fault) {
@@ -129,6 +144,7 @@ void Grid::RunThread(size_t thread) {
     current->fault_ = KernelFault{cudaErrorLaunchFailure, "a kernel threw an exception"};
   }
   current->Leave(thread);
+  Release(&order_points.end);
 }
 
 void Grid::RunBlock(dim3 index, std::mt19937_64* random) {
@@ -142,6 +158,7 @@ void Grid::RunBlock(dim3 index, std::mt19937_64* random) {
     threads_[i].state = State::kReady;
     FiberOf(i).Start(&Grid::RunThread, i);
   }
+  Release(&order_points.start);
   while (present_ > 0) {
     if (random != nullptr) std::shuffle(order.begin(), order.end(), *random);
     bool ran = false;
@@ -156,6 +173,7 @@ void Grid::RunBlock(dim3 index, std::mt19937_64* random) {
     }
     if (!ran && !fault_) ReportDeadlock();
   }
+  Acquire(&order_points.end);
 }
 
 void Grid::Pause(State state) {
@@ -204,8 +222,12 @@ uint64_t Grid::WarpWait(WarpOperation operation, unsigned mask, uint64_t value, 
   self.mask = mask;
   self.value = value;
   self.state = State::kInWarpOperation;
+  // Of warp operations this one alone orders memory.
+  const bool orders = operation == WarpOperation::kSyncwarp;
+  if (orders) Release(&order_points.warp[warp]);
   CompleteWarp(warp, operation, mask);
   if (self.state != State::kReady) Pause(State::kInWarpOperation);
+  if (orders) Acquire(&order_points.warp[warp]);
   return self.result;
 }
 
@@ -286,8 +308,11 @@ unsigned Grid::BlockWait(unsigned value) {
   self.state = State::kInBarrier;
   votes_ += value;
   ++in_barrier_;
+  char* const point = &order_points.barrier[barriers_ % 2];
+  Release(point);
   CompleteBarrier();
   if (self.state != State::kReady) Pause(State::kInBarrier);
+  Acquire(point);
   return static_cast<unsigned>(self.result);
 }
 
@@ -300,6 +325,7 @@ void Grid::CompleteBarrier() {
   }
   in_barrier_ = 0;
   votes_ = 0;
+  ++barriers_;
 }
 
 unsigned Grid::ActiveMask() const {
