@@ -257,8 +257,8 @@ const std::vector<Flag>& AllFlags() {
        "changed, by whoever is on the network between.",
        "false", false, Switch(&Options::insecure)},
       {"backend", "NAME",
-       "What computes: auto takes the best that works here; a name forces one, such as cpu,\n"
-       "cpu/baseline, cpu/avx2 or cpu/avx512.",
+       "What computes: auto takes every GPU that can be used, or else the CPU; a name forces one:\n"
+       "cuda, cuda/0, cpu, cpu/baseline, cpu/avx2, cpu/avx512.",
        "auto", false, SetBackend},
       {"on-gpu-error", "WHAT",
        "What becomes of a call whose GPU fails, or has no memory left: cpu has the CPU go on with\n"
@@ -269,8 +269,8 @@ const std::vector<Flag>& AllFlags() {
        OneOf<OnGpuError>(&Options::on_gpu_error,
                          {{"cpu", OnGpuError::kCpu}, {"fail", OnGpuError::kFail}})},
       {"cuda-devices", "LIST",
-       "CUDA devices to use: all, or their numbers as CUDA counts them, with commas between.\n"
-       "A call goes to the one that has the least to do.",
+       "CUDA devices to use: all that can be used, or the numbers of those that must be, as CUDA\n"
+       "counts them, with commas between. A call goes to the one that has the least to do.",
        "all", false, SetCudaDevices},
       {"cuda-memory-budget", "BYTES",
        "Memory that all calls together may take of each CUDA device, or a percentage of what is\n"

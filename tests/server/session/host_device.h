@@ -10,6 +10,8 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -26,6 +28,7 @@ class HostDevices : public Devices {
   explicit HostDevices(const Backend& backend) : backend_(backend) {}
   ~HostDevices() override;  // EXPECTs that no queue is open
 
+  std::vector<std::string> names() const override { return {kName}; }
   absl::StatusOr<std::unique_ptr<DeviceQueue>> Open(uint64_t slots_filled, bool keeps) override;
 
   // Of each queue.
