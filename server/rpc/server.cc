@@ -220,7 +220,7 @@ Server::Server(const Options& options, std::unique_ptr<Compute> compute,
       metrics_(options.metrics_listen.empty() ? nullptr
                                               : std::make_unique<Metrics>(Metrics::Means{
                                                     .version = std::string(ServerVersion()),
-                                                    .backend = std::string(compute_->name()),
+                                                    .backends = compute_->names(),
                                                     .per_job = options.metrics_per_job,
                                                     .limit_hits = limit_hits_,
                                                     .state = [this] { return State(); }})),
@@ -310,6 +310,15 @@ ServerState Server::State() const {
   state.group_calls = group_calls();
   for (Store::Endpoint& endpoint : groups_->endpoints()) {
     state.group_stores.emplace_back(std::move(endpoint.name), endpoint.up);
+  }
+  if (compute_->devices() != nullptr) {
+    for (Devices::State& device : compute_->devices()->states()) {
+      state.devices.push_back({.name = std::move(device.name),
+                               .up = device.usable,
+                               .memory_budget_bytes = device.memory_bytes,
+                               .memory_used_bytes = device.used_bytes,
+                               .calls = device.queues});
+    }
   }
   state.regions = regions_.regions();
   state.region_bytes = regions_.bytes();

@@ -60,7 +60,7 @@ TEST_F(ComputeChoice, AutoTakesTheGpusWhereThereAreAny) {
   Machine({{}, {}});
   ASSERT_EQ(Choose("auto"), absl::OkStatus());
   EXPECT_EQ(compute_->name(), "cuda/0");
-  EXPECT_THAT(compute_->devices()->names(), ElementsAre("cuda/0", "cuda/1"));
+  EXPECT_THAT(compute_->names(), ElementsAre("cuda/0", "cuda/1", compute_->host().name()));
   EXPECT_THAT(compute_->why_no_devices(), IsEmpty());
   const std::vector<std::string> names = NamesOf(compute_->Choices());
   ASSERT_GE(names.size(), 3u);
@@ -84,11 +84,11 @@ TEST_F(ComputeChoice, AutoTakesTheHostAndSaysWhyWhereThereAreNone) {
 TEST_F(ComputeChoice, ANameForcesOne) {
   Machine({{}, {}});
   ASSERT_EQ(Choose("cuda/1"), absl::OkStatus());
-  EXPECT_THAT(compute_->devices()->names(), ElementsAre("cuda/1"));
+  EXPECT_THAT(compute_->names(), ElementsAre("cuda/1", compute_->host().name()));
   ASSERT_EQ(Choose("cuda"), absl::OkStatus());
-  EXPECT_THAT(compute_->devices()->names(), ElementsAre("cuda/0", "cuda/1"));
+  EXPECT_THAT(compute_->names(), ElementsAre("cuda/0", "cuda/1", compute_->host().name()));
   ASSERT_EQ(Choose("cuda", {.devices = {1}}), absl::OkStatus());
-  EXPECT_THAT(compute_->devices()->names(), ElementsAre("cuda/1"));
+  EXPECT_THAT(compute_->names(), ElementsAre("cuda/1", compute_->host().name()));
   for (const std::string name : {"cpu", "cpu/baseline"}) {
     ASSERT_EQ(Choose(name), absl::OkStatus());
     EXPECT_EQ(compute_->devices(), nullptr);

@@ -28,7 +28,7 @@ class HostDevices : public Devices {
   explicit HostDevices(const Backend& backend) : backend_(backend) {}
   ~HostDevices() override;  // EXPECTs that no queue is open
 
-  std::vector<std::string> names() const override { return {kName}; }
+  std::vector<State> states() const override { return {State{.name = kName, .usable = true}}; }
   absl::StatusOr<std::unique_ptr<DeviceQueue>> Open(uint64_t slots_filled, bool keeps) override;
 
   // Of each queue.
