@@ -66,6 +66,13 @@ std::string Hex(unsigned value) {
   return text;
 }
 
+// Out of line, for what runs at each operation keeps a small frame.
+[[noreturn, gnu::noinline]] void FailWarp(WarpOperation operation, unsigned mask,
+                                          const char* what) {
+  FailKernel(cudaErrorLaunchFailure, std::string(kNames[static_cast<size_t>(operation)]) +
+                                         ": the mask " + Hex(mask) + " " + what);
+}
+
 // One block after another, on the same fibers.
 class Grid {
  public:
@@ -187,17 +194,12 @@ uint64_t Grid::WarpWait(WarpOperation operation, unsigned mask, uint64_t value, 
                         int width) {
   const size_t warp = running_ / kWarp;
   const int lane = static_cast<int>(running_ % kWarp);
-  const char* const name = kNames[static_cast<size_t>(operation)];
-  if ((mask >> lane & 1) == 0) {
-    FailKernel(cudaErrorLaunchFailure,
-               std::string(name) + ": the mask " + Hex(mask) + " does not name the calling lane");
-  }
+  if ((mask >> lane & 1) == 0) FailWarp(operation, mask, "does not name the calling lane");
   if (std::bit_width(mask) > LaneCount(warp)) {
-    FailKernel(cudaErrorLaunchFailure, std::string(name) + ": the mask " + Hex(mask) +
-                                           " names lanes that the last warp of this block lacks");
+    FailWarp(operation, mask, "names lanes that the last warp of this block lacks");
   }
   if (width < 1 || width > 32 || !std::has_single_bit(static_cast<unsigned>(width))) {
-    FailKernel(cudaErrorLaunchFailure, std::string(name) + ": the width is no power of two");
+    FailWarp(operation, mask, "comes with a width that is no power of two");
   }
   Thread& self = threads_[running_];
   const int first = lane & ~(width - 1);
@@ -242,8 +244,10 @@ void Grid::CompleteWarp(size_t warp, WarpOperation operation, unsigned mask) {
   uint64_t any_bits = 0;
   uint64_t odd_bits = 0;
   unsigned votes = 0;
-  for (unsigned rest = mask; rest != 0; rest &= rest - 1) {
-    const int lane = std::countr_zero(rest);
+  // From the last lane, which mostly arrives last.
+  for (unsigned rest = mask; rest != 0;) {
+    const int lane = 31 - std::countl_zero(rest);
+    rest &= ~(1u << lane);
     const Thread& other = lanes[lane];
     if (other.state == State::kGone) continue;
     if (other.state != State::kInWarpOperation || other.operation != operation ||
