@@ -1,8 +1,12 @@
 // Copies, memsets and launches.
+#include <algorithm>
+#include <cstdio>
 #include <cstring>
 #include <string>
+#include <utility>
 
 #include "block.h"
+#include "crash_report.h"
 #include "device_language.h"
 #include "runtime.h"
 #include "runtime_api.h"
@@ -137,6 +141,7 @@ void RunLaunch(Runtime& runtime, int device, const cudaLaunchConfig_t& config,
     device::Forget(device::checked_load);
     device::Forget(device::checked_store);
     const bool mixed = runtime.options.mode == Mode::kRandom;
+    const CrashReport report;
     result = RunGrid(config.gridDim, config.blockDim, body, mixed ? &runtime.random : nullptr);
     const std::string overrun = runtime.memory.FindOverrun();
     if (result.error == cudaSuccess && !overrun.empty()) {

@@ -28,8 +28,10 @@
 // if another process had exported them.
 //
 // A launch that fails says why on stderr and in LastMessage(). An access that reaches a page a
-// device may not touch ends the process by SIGSEGV, or by AddressSanitizer's report, at the
-// kernel's line.
+// device may not touch ends the process by SIGSEGV, with a line on stderr that names block and
+// thread, or by a sanitizer's report at the kernel's line. A store closer to an allocation ends the
+// process in AddressSanitizer; otherwise the launch fails, once it has run, with
+// cudaErrorIllegalAddress.
 //
 // Thread-safe, but for Reset: REQUIRES that no other thread is in the runtime. One lock is held
 // while work runs. Work runs on the host thread that waits for it.

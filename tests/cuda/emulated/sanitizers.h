@@ -4,14 +4,15 @@
 
 #include <cstddef>
 
-#if defined(__SANITIZE_ADDRESS__)
+// The build defines these for the sources that it compiles without the sanitizer.
+#if defined(EMULATED_CUDA_ASAN)
+#elif defined(__SANITIZE_ADDRESS__)
 #define EMULATED_CUDA_ASAN 1
 #elif defined(__has_feature)
 #if __has_feature(address_sanitizer)
 #define EMULATED_CUDA_ASAN 1
 #endif
 #endif
-// The build defines EMULATED_CUDA_TSAN for the sources that it leaves out of ThreadSanitizer.
 #if defined(EMULATED_CUDA_TSAN)
 #elif defined(__SANITIZE_THREAD__)
 #define EMULATED_CUDA_TSAN 1
