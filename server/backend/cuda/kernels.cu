@@ -23,6 +23,16 @@ __device__ __forceinline__ Counter* Atomic(uint64_t* counter) {
   return reinterpret_cast<Counter*>(counter);
 }
 
+// A run's address, of which the compiler is told that it is none of shared or local memory: it then
+// need not find out at every access.
+__device__ __forceinline__ std::byte* Global(uint64_t address) {
+  auto* const pointer = reinterpret_cast<std::byte*>(address);
+#ifdef __CUDA_ARCH__
+  __builtin_assume(__isGlobal(pointer));
+#endif
+  return pointer;
+}
+
 // The run that has a block of this number. All lanes look for the same one.
 __device__ __forceinline__ const DeviceRun* RunOf(const DeviceRuns& table, uint64_t block) {
   uint32_t low = 0;
@@ -46,8 +56,7 @@ __device__ __forceinline__ void ForEachBlock(const DeviceRuns& table, Visit visi
     const uint64_t first = (block - run.first_block) * kBlockElements;
     const uint64_t left = run.elements - first;
     const auto count = static_cast<unsigned>(left < kBlockElements ? left : kBlockElements);
-    visit(run, reinterpret_cast<std::byte*>(run.address) + first * ElementSize(run.dtype), count,
-          block);
+    visit(run, Global(run.address) + first * ElementSize(run.dtype), count, block);
   }
 }
 
@@ -153,11 +162,13 @@ __device__ __forceinline__ void ChangeBlock(std::byte* address, unsigned count, 
       static_cast<unsigned>(reinterpret_cast<uintptr_t>(address) % sizeof(uint4));
   unsigned head = misaligned == 0 ? 0 : (sizeof(uint4) - misaligned) / sizeof(Bits);
   if (head > count) head = count;
+#pragma unroll 1
   for (unsigned i = lane; i < head; i += kWarpSize) elements[i] = change(elements[i]);
   auto* vectors = reinterpret_cast<uint4*>(elements + head);
   const unsigned whole = (count - head) / kInVector;
   constexpr unsigned kVectorsInFlight = 4;
   unsigned at = lane;
+#pragma unroll 1  // more in flight would take registers that more warps have a better use for
   for (; at + (kVectorsInFlight - 1) * kWarpSize < whole; at += kVectorsInFlight * kWarpSize) {
     Vector batch[kVectorsInFlight];
 #pragma unroll
@@ -171,6 +182,7 @@ __device__ __forceinline__ void ChangeBlock(std::byte* address, unsigned count, 
       vectors[at + i * kWarpSize] = batch[i].vector;
     }
   }
+#pragma unroll 1
   for (; at < whole; at += kWarpSize) {
     Vector one;
     one.vector = vectors[at];
@@ -178,6 +190,7 @@ __device__ __forceinline__ void ChangeBlock(std::byte* address, unsigned count, 
     for (unsigned j = 0; j < kInVector; ++j) one.elements[j] = change(one.elements[j]);
     vectors[at] = one.vector;
   }
+#pragma unroll 1
   for (unsigned i = head + whole * kInVector + lane; i < count; i += kWarpSize) {
     elements[i] = change(elements[i]);
   }

@@ -46,7 +46,17 @@ __device__ __forceinline__ void ForEachOfLane(const BitsOf<dtype>* __restrict__ 
 #pragma unroll
     for (unsigned load = 0; load < kLoads; ++load) take(batch[load]);
   }
-  for (; i < count; i += kWarpSize) take(elements[i]);
+  if (i >= count) return;
+  BitsOf<dtype> rest[kLoads];
+#pragma unroll
+  for (unsigned load = 0; load < kLoads; ++load) {
+    const unsigned at = i + load * kWarpSize;
+    rest[load] = at < count ? elements[at] : BitsOf<dtype>{0};
+  }
+#pragma unroll
+  for (unsigned load = 0; load < kLoads; ++load) {
+    if (i + load * kWarpSize < count) take(rest[load]);
+  }
 }
 
 // The sum of the block's terms, in every lane: lanes added as the tree of norm/gradient_norm.cc.
