@@ -1,6 +1,7 @@
 # gradclip_emulated_cuda(NAME SOURCES file.cu file.cc... [DEPENDS target...]): a library of CUDA
-# sources, compiled as C++ for the emulated device of tests/cuda/emulated. Fibers are switched by x86-64's
-# instructions; elsewhere GRADCLIP_EMULATED_CUDA is off and the function is not to be called.
+# sources, compiled as C++ for the emulated device of tests/cuda/emulated. Fibers are switched by
+# instructions of x86-64; elsewhere GRADCLIP_EMULATED_CUDA is off and the function is not to be
+# called.
 set(GRADCLIP_EMULATED_CUDA OFF)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
   set(GRADCLIP_EMULATED_CUDA ON)

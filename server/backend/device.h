@@ -67,7 +67,15 @@ class Devices {
  public:
   virtual ~Devices() = default;
 
-  virtual std::vector<std::string> names() const = 0;  // "cuda/0"; those that have failed, too
+  // How each device stands.
+  struct State {
+    std::string name;  // "cuda/0"
+    bool usable = false;
+    uint64_t memory_bytes = 0;  // that pieces may take
+    uint64_t used_bytes = 0;    // of them, those that queues have
+    uint64_t queues = 0;
+  };
+  virtual std::vector<State> states() const = 0;
 
   // A queue on the device that has the least to do, for a gradient of which `slots_filled` slots
   // will be measured; keeps: they are kept. RESOURCE_EXHAUSTED where no device has memory left for

@@ -36,7 +36,6 @@ absl::StatusOr<std::unique_ptr<Compute>> Compute::Make(std::string_view name, Cu
       MakeBackend(may_use_devices ? "auto" : name, gpus);
   if (!host.ok()) return host.status();
   compute->host_ = *std::move(host);
-  compute->name_ = compute->host_->name();
   if (!may_use_devices) return compute;
 
   const absl::StatusOr<int> number = DeviceNumber(name, BackendNames(gpus));
@@ -53,7 +52,6 @@ absl::StatusOr<std::unique_ptr<Compute>> Compute::Make(std::string_view name, Cu
   absl::StatusOr<std::unique_ptr<Devices>> devices = OpenCudaDevices(cuda);
   if (devices.ok()) {
     compute->devices_ = *std::move(devices);
-    compute->name_ = compute->devices_->names().front();
   } else if (name == "auto" && cuda.devices.empty()) {
     compute->why_no_devices_ = std::string(devices.status().message());
   } else {
@@ -61,6 +59,15 @@ absl::StatusOr<std::unique_ptr<Compute>> Compute::Make(std::string_view name, Cu
         "%s; --backend takes one of: %s", devices.status().message(), BackendNames(gpus)));
   }
   return compute;
+}
+
+std::vector<std::string> Compute::names() const {
+  std::vector<std::string> names;
+  if (devices_ != nullptr) {
+    for (Devices::State& device : devices_->states()) names.push_back(std::move(device.name));
+  }
+  names.emplace_back(host_->name());
+  return names;
 }
 
 std::vector<BackendChoice> Compute::Choices() const {
@@ -74,11 +81,11 @@ std::vector<BackendChoice> Compute::Choices() const {
       choice.detail = failed->second;
     }
   }
-  const std::vector<std::string> devices =
-      devices_ == nullptr ? std::vector<std::string>() : devices_->names();
+  const std::vector<std::string> in_use = names();
   const auto rank = [&](const BackendChoice& choice) {
-    if (std::count(devices.begin(), devices.end(), choice.name) != 0 && choice.usable) return 0;
-    return choice.name == host_->name() ? 1 : 2;
+    const bool used = std::count(in_use.begin(), in_use.end(), choice.name) != 0;
+    if (!used || !choice.usable) return 2;
+    return choice.name == host_->name() ? 1 : 0;
   };
   std::stable_sort(choices.begin(), choices.end(),
                    [&](const auto& a, const auto& b) { return rank(a) < rank(b); });

@@ -31,9 +31,12 @@ class Compute {
   Devices* devices() const { return devices_.get(); }  // null: the host alone
 
   // The name of what computes first: "cuda/0", "cpu/avx512".
-  std::string_view name() const { return name_; }
+  std::string name() const { return names().front(); }
   // Why there are no devices though "auto" would have taken them; empty otherwise.
   const std::string& why_no_devices() const { return why_no_devices_; }
+
+  // The names of all that calls may work with: devices, and the host's.
+  std::vector<std::string> names() const;
 
   // Every backend as it is now, what is in use first. A device that has failed since the start can
   // no longer be used.
@@ -42,7 +45,6 @@ class Compute {
  private:
   Compute() = default;
 
-  std::string name_;
   std::string why_no_devices_;
   std::vector<BackendChoice> choices_;
   std::unique_ptr<Backend> host_;

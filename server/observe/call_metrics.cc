@@ -87,17 +87,25 @@ double Value(const std::atomic<uint64_t>& counter) {
   return static_cast<double>(counter.load(std::memory_order_relaxed));
 }
 
+std::vector<std::string> WithNone(std::vector<std::string> backends) {
+  backends.emplace_back("none");
+  return backends;
+}
+
 }  // namespace
 
-CallMetrics::CallMetrics(std::string backend)
-    : backend_(std::move(backend)), total_norm_(kNorms), coefficient_(kCoefficients) {
+CallMetrics::CallMetrics(std::vector<std::string> backends)
+    : backends_(WithNone(std::move(backends))),
+      calls_(new Counter[kRpcs * backends_.size() * kCodes]()),
+      total_norm_(kNorms),
+      coefficient_(kCoefficients) {
   for (std::unique_ptr<Histogram>& seconds : seconds_) {
     seconds = std::make_unique<Histogram>(kSeconds);
   }
 }
 
-size_t CallMetrics::CallIndex(size_t rpc, size_t backend, size_t code) {
-  return (rpc * kBackends + backend) * kCodes + code;
+size_t CallMetrics::CallIndex(size_t rpc, size_t backend, size_t code) const {
+  return (rpc * backends_.size() + backend) * kCodes + code;
 }
 
 void CallMetrics::Count(const CallRecord& call) {
@@ -105,7 +113,9 @@ void CallMetrics::Count(const CallRecord& call) {
   // Codes beyond those that have names are absl's own UNKNOWN.
   const auto given = static_cast<size_t>(call.status.code());
   const size_t code = given < kCodes ? given : static_cast<size_t>(absl::StatusCode::kUnknown);
-  Add(calls_[CallIndex(rpc, call.backend.empty() ? 1 : 0, code)], 1);
+  size_t backend = 0;  // there are few
+  while (backend + 1 < backends_.size() && backends_[backend] != call.backend) ++backend;
+  Add(calls_[CallIndex(rpc, backend, code)], 1);
   seconds_[rpc]->Observe(call.milliseconds / 1000);
 
   const size_t reply = IndexOf(kReplyNames, call.reply);
@@ -141,12 +151,13 @@ void CallMetrics::CollectCalls(Families& families) const {
   prometheus::MetricFamily& calls =
       AddFamily(families, MetricType::Counter, "gradclip_calls_total", "Calls that have ended.");
   for (size_t rpc = 0; rpc < kRpcs; ++rpc) {
-    for (size_t backend = rpc < kGetServerInfo ? 0 : 1; backend < kBackends; ++backend) {
+    const size_t none = backends_.size() - 1;
+    for (size_t backend = rpc < kGetServerInfo ? 0 : none; backend <= none; ++backend) {
       for (size_t code = 0; code < kCodes; ++code) {
         AddValue(calls,
                  {{"rpc", std::string(kRpcNames[rpc])},
                   {"code", absl::StatusCodeToString(static_cast<absl::StatusCode>(code))},
-                  {"backend", backend == 0 ? backend_ : "none"}},
+                  {"backend", backends_[backend]}},
                  Value(calls_[CallIndex(rpc, backend, code)]));
       }
     }

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "server/observe/families.h"
 #include "server/observe/histogram.h"
@@ -18,8 +19,8 @@ namespace gradclip {
 
 class CallMetrics {
  public:
-  // `backend`: the name of the one that calls work with.
-  explicit CallMetrics(std::string backend);
+  // `backends`: the names of those that calls may work with.
+  explicit CallMetrics(std::vector<std::string> backends);
 
   void Count(const CallRecord& call);
   void Collect(Families& families) const;
@@ -28,19 +29,18 @@ class CallMetrics {
   using Counter = std::atomic<uint64_t>;
 
   static constexpr size_t kRpcs = 4;
-  static constexpr size_t kBackends = 2;  // the server's, and none
-  static constexpr size_t kCodes = 17;    // of absl::StatusCode
+  static constexpr size_t kCodes = 17;  // of absl::StatusCode
   static constexpr size_t kReplies = 4;
   static constexpr size_t kOutcomes = 10;
 
-  static size_t CallIndex(size_t rpc, size_t backend, size_t code);
+  size_t CallIndex(size_t rpc, size_t backend, size_t code) const;
   void CollectCalls(Families& families) const;
   void CollectBytes(Families& families) const;
   void CollectResults(Families& families) const;
   void CollectGroups(Families& families) const;
 
-  const std::string backend_;
-  std::array<Counter, kRpcs* kBackends* kCodes> calls_ = {};
+  const std::vector<std::string> backends_;  // the last is "none"
+  const std::unique_ptr<Counter[]> calls_;   // by CallIndex()
   std::array<std::unique_ptr<Histogram>, kRpcs> seconds_;
   std::array<Counter, kReplies> received_bytes_ = {};
   std::array<Counter, kReplies> sent_bytes_ = {};

@@ -10,7 +10,7 @@ using prometheus::MetricType;
 
 Metrics::Metrics(Means means)
     : means_(std::move(means)),
-      calls_(means_.backend),
+      calls_(means_.backends),
       jobs_(means_.per_job ? std::make_unique<JobMetrics>() : nullptr) {}
 
 void Metrics::Count(const CallRecord& call) {
@@ -29,6 +29,25 @@ std::vector<prometheus::MetricFamily> Metrics::Collect() const {
 
 std::string Metrics::Expose() const {
   return prometheus::TextSerializer().Serialize(Collect());
+}
+
+void Metrics::CollectDevices(Families& families, const std::vector<ServerState::Device>& devices) {
+  const auto collect = [&](const char* name, const char* help, auto value) {
+    prometheus::MetricFamily& family = AddFamily(families, MetricType::Gauge, name, help);
+    for (const ServerState::Device& device : devices) {
+      AddValue(family, {{"device", device.name}}, static_cast<double>(value(device)));
+    }
+  };
+  if (devices.empty()) return;
+  collect("gradclip_device_up", "1, or 0 once the device has failed.",
+          [](const auto& device) { return device.up ? 1 : 0; });
+  collect("gradclip_device_memory_budget_bytes",
+          "Bytes of the device's memory that all calls together may take.",
+          [](const auto& device) { return device.memory_budget_bytes; });
+  collect("gradclip_device_memory_used_bytes", "Bytes of that which calls hold now.",
+          [](const auto& device) { return device.memory_used_bytes; });
+  collect("gradclip_device_calls", "Calls that use the device now.",
+          [](const auto& device) { return device.calls; });
 }
 
 void Metrics::CollectState(Families& families) const {
@@ -62,6 +81,7 @@ void Metrics::CollectState(Families& families) const {
   for (const auto& [name, up] : state.group_stores) {
     AddValue(stores, {{"endpoint", name}}, up ? 1 : 0);
   }
+  CollectDevices(families, state.devices);
   gauge("gradclip_regions", "Regions of registered memory.", state.regions);
   gauge("gradclip_region_bytes", "Bytes of registered memory that are mapped.", state.region_bytes);
   gauge("gradclip_connections", "Open connections.", state.connections);
@@ -78,9 +98,9 @@ void Metrics::CollectState(Families& families) const {
              static_cast<double>(state.lost_log_lines));
   gauge("gradclip_draining", "1 once the server was told to stop and takes no new calls, else 0.",
         state.draining ? 1 : 0);
-  AddValue(AddFamily(families, MetricType::Gauge, "gradclip_backend_info",
-                     "1, labelled with what computes."),
-           {{"backend", means_.backend}}, 1);
+  prometheus::MetricFamily& backends = AddFamily(
+      families, MetricType::Gauge, "gradclip_backend_info", "1, labelled with what computes.");
+  for (const std::string& name : means_.backends) AddValue(backends, {{"backend", name}}, 1);
   AddValue(AddFamily(families, MetricType::Gauge, "gradclip_build_info",
                      "1, labelled with the server's version."),
            {{"version", means_.version}}, 1);

@@ -35,6 +35,14 @@ struct ServerState {
   uint64_t waiting_calls = 0;
   uint64_t group_calls = 0;
   std::vector<std::pair<std::string, bool>> group_stores;  // name, and whether it can be used
+  struct Device {
+    std::string name;  // "cuda/0"
+    bool up = false;   // it has not failed
+    uint64_t memory_budget_bytes = 0;
+    uint64_t memory_used_bytes = 0;
+    uint64_t calls = 0;
+  };
+  std::vector<Device> devices;
   uint64_t regions = 0;
   uint64_t region_bytes = 0;
   uint64_t connections = 0;
@@ -46,9 +54,9 @@ class Metrics {
  public:
   struct Means {
     std::string version;
-    std::string backend;
-    bool per_job = false;         // --metrics-per-job
-    const LimitHits& limit_hits;  // must outlive this
+    std::vector<std::string> backends;  // that calls may work with, the preferred one first
+    bool per_job = false;               // --metrics-per-job
+    const LimitHits& limit_hits;        // must outlive this
     // Asked at each scrape, on its thread. Must not block.
     std::function<ServerState()> state;
   };
@@ -64,6 +72,7 @@ class Metrics {
 
  private:
   void CollectState(Families& families) const;
+  static void CollectDevices(Families& families, const std::vector<ServerState::Device>& devices);
 
   const Means means_;
   CallMetrics calls_;

@@ -9,6 +9,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "server/options/bytes.h"
 
@@ -87,6 +88,45 @@ Setter Switch(bool Options::*field) {
 absl::Status SetBackend(absl::string_view text, Options& options) {
   if (text.empty()) return absl::InvalidArgumentError("a backend's name, or auto");
   options.backend = std::string(text);
+  return absl::OkStatus();
+}
+
+constexpr uint32_t kHighestCudaDevice = 1023;
+
+absl::Status SetCudaDevices(absl::string_view text, Options& options) {
+  options.cuda_devices.clear();
+  if (text == "all") return absl::OkStatus();
+  for (const absl::string_view number : absl::StrSplit(text, ',')) {
+    uint32_t device;
+    std::vector<uint32_t>& devices = options.cuda_devices;
+    if (!absl::SimpleAtoi(number, &device) || device > kHighestCudaDevice ||
+        std::find(devices.begin(), devices.end(), device) != devices.end()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("all, or the numbers of devices, each once, with commas between: 0 to ",
+                       kHighestCudaDevice));
+    }
+    devices.push_back(device);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status SetCudaMemoryBudget(absl::string_view text, Options& options) {
+  DeviceMemory& budget = options.cuda_memory_budget;
+  absl::string_view number = text;
+  if (absl::ConsumeSuffix(&number, "%")) {
+    budget.bytes = 0;
+    if (absl::SimpleAtoi(number, &budget.percent) && budget.percent >= 1 && budget.percent <= 100) {
+      return absl::OkStatus();
+    }
+    return absl::InvalidArgumentError("1% to 100%");
+  }
+  const absl::StatusOr<uint64_t> bytes = ParseBytes({text.data(), text.size()});
+  if (!bytes.ok()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("1% to 100% of what is free, or ", bytes.status().message()));
+  }
+  if (*bytes == 0) return absl::InvalidArgumentError("1% to 100%, or at least 1 B");
+  budget = {.bytes = *bytes, .percent = 0};
   return absl::OkStatus();
 }
 
@@ -217,9 +257,25 @@ const std::vector<Flag>& AllFlags() {
        "changed, by whoever is on the network between.",
        "false", false, Switch(&Options::insecure)},
       {"backend", "NAME",
-       "What computes: auto takes the best that works here; a name forces one, such as cpu,\n"
-       "cpu/baseline, cpu/avx2 or cpu/avx512.",
+       "What computes: auto takes every GPU that can be used, or else the CPU; a name forces one:\n"
+       "cuda, cuda/0, cpu, cpu/baseline, cpu/avx2, cpu/avx512.",
        "auto", false, SetBackend},
+      {"on-gpu-error", "WHAT",
+       "What becomes of a call whose GPU fails, or has no memory left: cpu has the CPU go on with\n"
+       "it, with the same bits; fail ends it with the reason. What was kept on a GPU that fails "
+       "is\n"
+       "lost in either case, and its call has to be sent again.",
+       "cpu", false,
+       OneOf<OnGpuError>(&Options::on_gpu_error,
+                         {{"cpu", OnGpuError::kCpu}, {"fail", OnGpuError::kFail}})},
+      {"cuda-devices", "LIST",
+       "CUDA devices to use: all that can be used, or the numbers of those that must be, as CUDA\n"
+       "counts them, with commas between. A call goes to the one that has the least to do.",
+       "all", false, SetCudaDevices},
+      {"cuda-memory-budget", "BYTES",
+       "Memory that all calls together may take of each CUDA device, or a percentage of what is\n"
+       "free there at the start. What does not fit is for --on-gpu-error to say.",
+       "80%", false, SetCudaMemoryBudget},
       {"memory-budget", "BYTES",
        "Gradient bytes that all calls together may have the server keep. A call that does not\n"
        "fit waits and is not read on. Parsed start messages have a smaller budget beside this one.",

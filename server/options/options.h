@@ -22,6 +22,16 @@ namespace gradclip {
 // Users of unix sockets that a server tells apart while it runs.
 constexpr size_t kMaxUnixUsers = 64;
 
+// What stands in for a device that fails, or has no memory left, amid a call.
+enum class OnGpuError : uint8_t { kCpu, kFail };
+
+// Memory of a device: bytes, or a share of what is free there at the start, which only the device
+// knows.
+struct DeviceMemory {
+  uint64_t bytes = 0;     // > 0 unless percent is
+  uint64_t percent = 80;  // 1 .. 100; 0 where bytes are given
+};
+
 // Every field is the flag of the same name: --max-call-bytes is max_call_bytes. Meanings, units and
 // defaults for people are what --help prints.
 struct Options {
@@ -56,6 +66,16 @@ struct Options {
 
   // Name of the backend, or "auto". Whether it exists is for the one who makes it to say.
   std::string backend = "auto";
+
+  // What goes on with a call whose device fails: the host with the same bits, or nothing.
+  OnGpuError on_gpu_error = OnGpuError::kCpu;
+
+  // Numbers of the CUDA devices to use, each once; empty: all. Whether they exist is for the one
+  // who opens them to say.
+  std::vector<uint32_t> cuda_devices;
+
+  // Memory that all calls together may take of each device.
+  DeviceMemory cuda_memory_budget;
 
   // Bytes that all calls together may keep; > 0. Default: half of SystemMemoryLimit().
   uint64_t memory_budget = 0;

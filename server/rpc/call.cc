@@ -71,7 +71,9 @@ Call::Call(Environment& environment, grpc::CallbackServerContext* context, std::
                 .arenas = environment.memory->arenas,
                 .max_call_bytes = environment.max_call_bytes,
                 .regions = environment.regions,
-                .max_ranges = environment.declaration_limits.max_ranges}),
+                .max_ranges = environment.declaration_limits.max_ranges,
+                .devices = environment.devices,
+                .host_on_device_error = environment.host_on_device_error}),
       context_(context),
       rpc_(rpc),
       id_(environment.next_call_id.fetch_add(1, std::memory_order_relaxed)),
@@ -565,7 +567,7 @@ void Call::OnEnded() {
       absl::ToDoubleMilliseconds(absl::FromChrono(std::chrono::steady_clock::now() - begin_));
   if (session_.started()) {
     record.tensors = session_.spec().tensors.size();
-    record.backend = environment_.backend.name();
+    record.backend = session_.result().norm().backend();
     if (session_.clips()) record.reply = ReplyName(session_.spec().reply);
     if (const std::optional<Participant>& group = session_.spec().group; group.has_value()) {
       record.group = {group->step.job,  group->step.generation,

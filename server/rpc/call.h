@@ -5,7 +5,8 @@
 // follow one another; but while plain data is measured the next message is being read, and where it
 // comes early, who measures goes on with it (measuring_). From other threads come the cancellation,
 // the grant of memory and the watchdog; what they share with the reactions is guarded by mutex_. No
-// reaction blocks. After any other method that starts an operation, its completion may already be
+// reaction blocks, but where a device measures: it then waits for that, some 100 us at a time, as
+// session.h says. After any other method that starts an operation, its completion may already be
 // running elsewhere: touch nothing afterwards.
 //
 // What a call does as a rank of a group is in call_group.cc.
@@ -96,7 +97,7 @@ class Call : public Watched, public std::enable_shared_from_this<Call> {
   absl::Status MayUseJob(const std::string& job) const;
   absl::Status MaySendGradient() const;
 
-  // What reply messages hold on to: the gradient's bytes and their place in the budget.
+  // What reply messages hold on to beside their bytes: those' place in the budget.
   std::shared_ptr<const void> kept_memory() const { return kept_; }
 
   Environment& environment_;

@@ -33,13 +33,13 @@ void ClipGradNormCall::OnAdmitted() {
 void ClipGradNormCall::Answer() {
   half_closed_ = true;
   if (session_.passes_through()) return End(absl::OkStatus());
-  if (!session_.result().gradient_follows() || session_.segment_count() == 0) {
+  if (!session_.result().gradient_follows() || !session_.has_segment()) {
     return WriteLast(ResultMessage());
   }
   // (Not with a buffer hint: gRPC would then hold back the call's headers, which this write waits
   // for.)
   Write(ResultMessage());
-  scaled_ = session_.ScaleSegment(0);
+  segment_ = session_.NextSegment();
   SegmentMayGo();
 }
 
@@ -50,18 +50,28 @@ void ClipGradNormCall::OnWriteDone(bool ok) {
   WriteNextPassed();
 }
 
-// Called when the next segment is scaled and when the last write is done; the later of the two
+// Called when the next segment is ready and when the last write is done; the later of the two
 // goes on.
 void ClipGradNormCall::SegmentMayGo() {
   while (one_is_ready_.exchange(true, std::memory_order_acq_rel)) {
     one_is_ready_.store(false, std::memory_order_relaxed);
     if (!written_) return End(CallerLeft());
-    bytes_out_ += scaled_.size();
-    grpc::ByteBuffer message = DataMessage(scaled_, kept_memory());
-    if (++next_segment_ == session_.segment_count()) return WriteLast(std::move(message));
+    if (!segment_.ok()) return End(segment_.status());
+    bytes_out_ += segment_->bytes.size();
+    grpc::ByteBuffer message = SegmentMessage();
+    if (!session_.has_segment()) return WriteLast(std::move(message));
     Write(std::move(message));
-    scaled_ = session_.ScaleSegment(next_segment_);
+    segment_ = session_.NextSegment();
   }
+}
+
+grpc::ByteBuffer ClipGradNormCall::SegmentMessage() const {
+  // The bytes go before their place in the budget does.
+  struct Held {
+    std::shared_ptr<const void> kept;
+    std::shared_ptr<const void> bytes;
+  };
+  return DataMessage(segment_->bytes, std::make_shared<Held>(Held{kept_memory(), segment_->owner}));
 }
 
 void ClipGradNormCall::PassThrough(const Pieces& pieces) {

@@ -7,10 +7,11 @@
 #include <atomic>
 #include <cstddef>
 #include <memory>
-#include <span>
 #include <string>
 
+#include "absl/status/statusor.h"
 #include "server/rpc/call.h"
+#include "server/session/reply_segment.h"
 
 namespace gradclip {
 
@@ -41,13 +42,13 @@ class ClipGradNormCall final : public grpc::ServerBidiReactor<grpc::ByteBuffer, 
   void WriteLast(grpc::ByteBuffer&& message);
   void SegmentMayGo();
   void WriteNextPassed();
+  grpc::ByteBuffer SegmentMessage() const;
 
   grpc::ByteBuffer outgoing_;
   bool half_closed_ = false;
 
   // The clipped gradient goes out segment by segment, the next one scaled while one is written.
-  size_t next_segment_ = 0;
-  std::span<const std::byte> scaled_;       // the next segment
+  absl::StatusOr<ReplySegment> segment_;    // the next one
   bool written_ = false;                    // the last write went well
   std::atomic<bool> one_is_ready_ = false;  // of the two: segment scaled, last write done
 

@@ -11,6 +11,7 @@
 
 #include "absl/time/time.h"
 #include "server/backend/backend.h"
+#include "server/backend/device.h"
 #include "server/group/admission.h"
 #include "server/group/store.h"
 #include "server/memory/arena.h"
@@ -50,6 +51,8 @@ struct Environment {
   Watchdog& watchdog;
   WorkerPool& pool;
   const RegionRegistry* regions = nullptr;  // null where there is no memory socket
+  Devices* devices = nullptr;               // null where the host does all
+  bool host_on_device_error = true;         // --on-gpu-error=cpu
 
   const Callers* callers = nullptr;          // null where nobody has to show a token
   bool unix_users_need_no_token = false;     // --unix-socket-uids names them

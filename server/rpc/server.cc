@@ -67,7 +67,11 @@ std::string RandomInstance() {
 
 // A machine without a GPU is the usual one; who expects one finds out why it is not used.
 absl::StatusOr<std::unique_ptr<Compute>> MakeCompute(const Options& options, Log& log) {
+  const DeviceMemory& memory = options.cuda_memory_budget;
   CudaOptions cuda;
+  cuda.devices.assign(options.cuda_devices.begin(), options.cuda_devices.end());
+  if (memory.bytes > 0) cuda.memory_bytes = memory.bytes;
+  cuda.memory_share = static_cast<double>(memory.percent) / 100;
   cuda.on_failure = [&log](const std::string& device, const absl::Status& why) {
     log.Error("a device has failed and is used no more until the server is started again",
               {{"device", device}, {"why", why.message()}});
@@ -216,7 +220,7 @@ Server::Server(const Options& options, std::unique_ptr<Compute> compute,
       metrics_(options.metrics_listen.empty() ? nullptr
                                               : std::make_unique<Metrics>(Metrics::Means{
                                                     .version = std::string(ServerVersion()),
-                                                    .backend = std::string(compute_->name()),
+                                                    .backends = compute_->names(),
                                                     .per_job = options.metrics_per_job,
                                                     .limit_hits = limit_hits_,
                                                     .state = [this] { return State(); }})),
@@ -226,6 +230,8 @@ Server::Server(const Options& options, std::unique_ptr<Compute> compute,
                    .watchdog = watchdog_,
                    .pool = pool_,
                    .regions = options.memory_socket.empty() ? nullptr : &regions_,
+                   .devices = compute_->devices(),
+                   .host_on_device_error = options.on_gpu_error == OnGpuError::kCpu,
                    .unix_users_need_no_token = !options.unix_socket_uids.empty(),
                    .call_limits = call_limits_,
                    .connection_guard = connection_guard_,
@@ -304,6 +310,15 @@ ServerState Server::State() const {
   state.group_calls = group_calls();
   for (Store::Endpoint& endpoint : groups_->endpoints()) {
     state.group_stores.emplace_back(std::move(endpoint.name), endpoint.up);
+  }
+  if (compute_->devices() != nullptr) {
+    for (Devices::State& device : compute_->devices()->states()) {
+      state.devices.push_back({.name = std::move(device.name),
+                               .up = device.usable,
+                               .memory_budget_bytes = device.memory_bytes,
+                               .memory_used_bytes = device.used_bytes,
+                               .calls = device.queues});
+    }
   }
   state.regions = regions_.regions();
   state.region_bytes = regions_.bytes();

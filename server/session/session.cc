@@ -51,10 +51,7 @@ absl::Status Session::Begin(absl::StatusOr<CallSpec> spec) {
   result_.mutable_norm()->set_backend(std::string(means_.backend.name()));
   if (passes_through()) return Decide(*spec_.total_norm, 0, "");
 
-  norm_.emplace(means_.backend, spec_.norm_type, spec_.per_tensor, spec_.rule.pre_scale);
-  if (spec_.per_tensor) {
-    result_.mutable_norm()->mutable_tensors()->Reserve(static_cast<int>(spec_.tensors.size()));
-  }
+  measured_.emplace(means_.backend, spec_, *result_.mutable_norm());
   return means_.regions == nullptr ? CheckBytesToKeep() : absl::OkStatus();
 }
 
@@ -102,10 +99,13 @@ absl::Status Session::Data(std::span<const std::byte> bytes) {
   PrepareToKeep();
   received_bytes_ += bytes.size();
   while (!bytes.empty()) {
-    EnterTensors();
     const TensorDeclaration& tensor = spec_.tensors[position_.tensor];
     const size_t element = ElementSize(tensor.dtype);
     const uint64_t missing = tensor.bytes() - position_.byte;
+    if (missing == 0) {
+      position_ = {position_.tensor + 1, 0};
+      continue;
+    }
     std::span<const std::byte> mine = bytes.first(std::min<uint64_t>(bytes.size(), missing));
     bytes = bytes.subspan(mine.size());
     position_.byte += mine.size();
@@ -132,55 +132,85 @@ absl::Status Session::Data(std::span<const std::byte> bytes) {
   return absl::OkStatus();
 }
 
-void Session::EnterTensors() {
-  while (position_.tensor < spec_.tensors.size()) {
-    const TensorDeclaration& tensor = spec_.tensors[position_.tensor];
-    if (!in_tensor_) {
-      norm_->BeginTensor(tensor.dtype, /*counted=*/!tensor.replica);
-      in_tensor_ = true;
-    }
-    if (position_.byte < tensor.bytes()) return;
-    LeaveTensor(norm_->EndTensor());
-  }
-}
-
-void Session::LeaveTensor(const TensorSummary& summary) {
-  const TensorDeclaration& tensor = spec_.tensors[position_.tensor];
-  v1::NormResult& norm = *result_.mutable_norm();
-  if (!tensor.replica && summary.nonfinite > 0) {
-    if (norm.nonfinite_elements() == 0) {
-      norm.set_first_nonfinite(
-          absl::StrCat(tensor.name.empty() ? absl::StrCat("#", position_.tensor) : tensor.name, "[",
-                       summary.first_nonfinite, "]"));
-    }
-    norm.set_nonfinite_elements(norm.nonfinite_elements() + summary.nonfinite);
-  }
-  if (spec_.per_tensor) {
-    v1::TensorNorm& listed = *norm.add_tensors();
-    listed.set_norm(summary.norm);
-    listed.set_nonfinite_elements(summary.nonfinite);
-    listed.set_zero_elements(summary.zeros);
-  }
-  in_tensor_ = false;
-  ++position_.tensor;
-  position_.byte = 0;
-}
-
 absl::Status Session::TakeElements(std::span<const std::byte> whole) {
   if (whole.empty()) return absl::OkStatus();
+  if (!std::exchange(device_chosen_, true)) {
+    if (absl::Status chosen = ChooseDevice(); !chosen.ok()) return chosen;
+  }
+  if (device_ != nullptr) {
+    const absl::Status taken = device_->Take(whole);
+    if (taken.ok()) return absl::OkStatus();
+    if (absl::Status goes_on = FallBack(taken); !goes_on.ok()) return goes_on;
+    if (whole.empty()) return absl::OkStatus();
+  }
   const DType dtype = spec_.tensors[position_.tensor].dtype;
-  const size_t element = ElementSize(dtype);
-  norm_->Add(whole.data(), whole.size() / element);
-  if (gradient_ == nullptr) return absl::OkStatus();
-  if (!gradient_->Append(whole, element)) {
+  measured_->Add(whole.data(), whole.size() / ElementSize(dtype));
+  return gradient_ == nullptr ? absl::OkStatus() : Keep(dtype, whole);
+}
+
+absl::Status Session::Keep(DType dtype, std::span<const std::byte> elements) {
+  if (!gradient_->Append(elements, ElementSize(dtype))) {
     return absl::ResourceExhaustedError(absl::StrFormat(
         "the system has no memory left to keep more than %d bytes of the gradient, though "
         "--memory-budget allows them; lower it, or use reply REPLY_COEFFICIENT, which keeps none",
         gradient_->size()));
   }
   if (kept_.empty() || kept_.back().dtype != dtype) kept_.push_back({dtype, 0});
-  kept_.back().bytes += whole.size();
+  kept_.back().bytes += elements.size();
   return absl::OkStatus();
+}
+
+absl::Status Session::ChooseDevice() {
+  if (means_.devices == nullptr || shared_ != nullptr || !DevicePart::Measures(spec_.norm_type)) {
+    return absl::OkStatus();
+  }
+  absl::StatusOr<std::unique_ptr<DevicePart>> device =
+      DevicePart::Open(*means_.devices, spec_, keeps_data(), *measured_);
+  if (device.ok()) {
+    device_ = *std::move(device);
+    result_.mutable_norm()->set_backend(std::string(device_->name()));
+    return absl::OkStatus();
+  }
+  if (means_.host_on_device_error) return absl::OkStatus();
+  if (!absl::IsResourceExhausted(device.status())) return device.status();
+  return absl::ResourceExhaustedError(absl::StrFormat(
+      "no device has memory left for a gradient of %d bytes (--cuda-memory-budget): %s. Try later; "
+      "with --on-gpu-error=cpu the host takes such calls",
+      spec_.gradient_bytes, device.status().message()));
+}
+
+absl::Status Session::FallBack(const absl::Status& failure) {
+  if (!means_.host_on_device_error || !device_->slots_hold_all()) return Lost(failure);
+  absl::Status taken = device_->TakeBack(
+      [this](DType dtype, std::span<const std::byte> elements) { return Keep(dtype, elements); });
+  LeaveDevice();
+  return taken;
+}
+
+absl::Status Session::HandOver() {
+  if (absl::Status finished = device_->Finish(); !finished.ok()) return FallBack(finished);
+  absl::Status kept;
+  const absl::Status brought =
+      device_->BringBack([&](DType dtype, std::span<const std::byte> elements) {
+        kept = Keep(dtype, elements);
+        return kept;
+      });
+  if (!brought.ok()) return kept.ok() ? Lost(brought) : kept;
+  LeaveDevice();
+  return absl::OkStatus();
+}
+
+void Session::LeaveDevice() {
+  device_.reset();
+  result_.mutable_norm()->set_backend(std::string(means_.backend.name()));
+}
+
+absl::Status Session::Lost(const absl::Status& failure) const {
+  if (!means_.host_on_device_error) return failure;
+  return absl::UnavailableError(
+      absl::StrFormat("%s failed with the gradient's bytes, %d so far, that were kept on it: %s. "
+                      "Send the call again",
+                      device_->name(), received_bytes_, failure.message()));
 }
 
 absl::Status Session::PassThrough(std::span<const std::byte> bytes, std::byte* out,
@@ -235,12 +265,15 @@ absl::Status Session::Shared(const v1::SharedRanges& ranges) {
   if (absl::Status checked = shared_->CheckRanges(ranges, &bytes); !checked.ok()) return checked;
   if (absl::Status may = CheckMayReceive(bytes); !may.ok()) return may;
   if (absl::Status planned = shared_->Plan(position_); !planned.ok()) return planned;
+  if (device_ != nullptr) {
+    if (absl::Status handed_over = HandOver(); !handed_over.ok()) return handed_over;
+  }
   received_bytes_ += bytes;
   work_ = Work::kMeasure;
   work_tasks_ = shared_->tasks().size();
   work_bytes_ = bytes;
+  Advance(bytes);
   if (passes_through()) {
-    Advance(bytes);
     SkipRuns(bytes);
     ScaleShared();
   }
@@ -303,19 +336,13 @@ absl::Status Session::FinishWork() {
 
 void Session::TakeMeasured(size_t index) {
   const SharedPart::Task& task = shared_->tasks()[index];
-  EnterTensors();
-  if (task.kind != SharedPart::Kind::kTensors) {
-    const Piece& piece = shared_->pieces(task).front();
-    position_.byte += piece.bytes();
-    if (task.kind == SharedPart::Kind::kOpen) return norm_->Add(piece.elements, piece.count);
-    const PiecesNorm& measured = shared_->measured(index);
-    return norm_->AddBlocks(measured.sum, measured.pieces.front(), piece.count);
+  if (task.kind == SharedPart::Kind::kTensors) {
+    return measured_->AddTensors(shared_->measured(index), task.tensor, task.pieces);
   }
-  const PiecesNorm& measured = shared_->measured(index);
-  norm_->AddTensors(measured.sum);
-  for (const TensorSummary& summary : measured.pieces) LeaveTensor(summary);
-  position_ = {task.tensor + task.pieces, 0};
-  in_tensor_ = false;
+  const Piece& piece = shared_->pieces(task).front();
+  if (task.kind == SharedPart::Kind::kOpen) return measured_->Add(piece.elements, piece.count);
+  const PiecesNorm& found = shared_->measured(index);
+  measured_->AddBlocks(found.sum, found.pieces.front(), piece.count);
 }
 
 absl::Status Session::NoPayload() const {
@@ -337,15 +364,22 @@ absl::Status Session::HalfClose() {
         spec_.gradient_bytes, DescribeTensor(tensor.name, at), byte, tensor.bytes()));
   }
   if (passes_through()) return absl::OkStatus();
-  EnterTensors();
+  if (device_ != nullptr) {
+    if (absl::Status finished = device_->Finish(); !finished.ok()) {
+      if (absl::Status goes_on = FallBack(finished); !goes_on.ok()) return goes_on;
+    } else if (!device_->keeps()) {
+      device_.reset();
+    }
+  }
+  measured_->End();
   if (spec_.group.has_value()) return absl::OkStatus();
   const v1::NormResult& norm = result_.norm();
-  return Decide(norm_->total().Norm(spec_.rule.pre_scale), norm.nonfinite_elements(),
+  return Decide(measured_->total().Norm(spec_.rule.pre_scale), norm.nonfinite_elements(),
                 Shortened(norm.first_nonfinite()));
 }
 
 Contribution Session::contribution() const {
-  return {norm_->total(), result_.norm().nonfinite_elements(),
+  return {measured_->total(), result_.norm().nonfinite_elements(),
           Shortened(result_.norm().first_nonfinite())};
 }
 
@@ -385,6 +419,11 @@ absl::Status Session::Decide(double total_norm, uint64_t nonfinite, const std::s
   result_.set_gradient_follows(
       sent_as_data && (spec_.reply == v1::REPLY_GRADIENT ||
                        (spec_.reply == v1::REPLY_GRADIENT_IF_CHANGED && ChangesAnything())));
+  if (!result_.gradient_follows()) {
+    device_.reset();  // others may need it while this answer is on its way
+  } else if (device_ != nullptr) {
+    device_->BeginReply(result_.coefficient(), assign_zero_);
+  }
   return absl::OkStatus();
 }
 
@@ -394,14 +433,20 @@ bool Session::ChangesAnything() const {
   });
 }
 
-size_t Session::segment_count() const {
-  return gradient_ == nullptr ? 0 : gradient_->segments().size();
+bool Session::has_segment() const {
+  if (device_ != nullptr) return device_->has_segment();
+  return gradient_ != nullptr && next_segment_ < gradient_->segments().size();
 }
 
-std::span<const std::byte> Session::ScaleSegment(size_t index) {
-  const std::span<std::byte> segment = gradient_->segments()[index];
+absl::StatusOr<ReplySegment> Session::NextSegment() {
+  if (device_ != nullptr) {
+    absl::StatusOr<ReplySegment> segment = device_->NextSegment();
+    if (!segment.ok()) return Lost(segment.status());
+    return segment;
+  }
+  const std::span<std::byte> segment = gradient_->segments()[next_segment_++];
   Scale(kept_, segment);
-  return segment;
+  return ReplySegment{segment, gradient_};
 }
 
 void Session::Scale(std::span<const DTypeRun> runs, std::span<std::byte> elements) {

@@ -1,6 +1,19 @@
 // One call's protocol, from start to the last reply byte, without the transport: refuses malformed
 // streams, measures the gradient as it comes, decides, and scales what goes back.
 // Not thread-safe; one per call.
+//
+// Where there are devices, a gradient that is streamed and whose p is 1, 2 or infinity is measured
+// on one, and kept there if it is to come back. Who measures changes no bit of the answer. Data(),
+// Shared(), HalfClose() and NextSegment() then may wait for the device: some 100 us at a time, but
+// for Shared() after data that was kept there, which waits for all of it to come back.
+//
+// Where a device fails, and host_on_device_error, the host goes on with the bytes in the device's
+// place. Those that were kept on the device alone are lost, and the call ends with UNAVAILABLE: it
+// is to be sent again. A device that has no memory left for a call (Devices::Open(),
+// RESOURCE_EXHAUSTED) has not failed, but other calls hold it; operators who let the host stand in
+// for a device that is broken want it all the more for one that is busy, so the host takes the call
+// then too. Nobody waits for a device's memory. Otherwise the device's own status ends the call,
+// for a lack of memory with the name of the flag that sets it.
 #ifndef GRADCLIP_SERVER_SESSION_SESSION_H_
 #define GRADCLIP_SERVER_SESSION_SESSION_H_
 
@@ -15,12 +28,16 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "gradclip/v1/gradclip.pb.h"
 #include "server/backend/backend.h"
+#include "server/backend/device.h"
 #include "server/group/participant.h"
 #include "server/memory/arena.h"
-#include "server/norm/gradient_norm.h"
 #include "server/session/call_spec.h"
+#include "server/session/device_part.h"
+#include "server/session/measured_gradient.h"
+#include "server/session/reply_segment.h"
 #include "server/session/shared_part.h"
 #include "server/shm/registry.h"
 
@@ -31,8 +48,8 @@ namespace gradclip {
 //   Data(), Shared()  any number of times, in stream order
 //   HalfClose()  when the caller has sent all
 //   with a group: contribution(), and Conclude() with what came of all ranks' together
-//   ScaleShared(), then result(), then, where result().gradient_follows(), ScaleSegment() for each
-//   segment
+//   ScaleShared(), then result(), then, where result().gradient_follows(), NextSegment() while
+//   has_segment()
 // With a given total_norm (passes_through()), result() stands after Start(), PassThrough() takes
 // the place of Data(), and Shared() scales. An event that returns an error ends the session: no
 // other may follow.
@@ -48,6 +65,8 @@ class Session {
     uint64_t max_call_bytes = 0;              // --max-call-bytes: gradient bytes kept
     const RegionRegistry* regions = nullptr;  // null: no shared memory
     uint64_t max_ranges = 0;                  // --max-ranges
+    Devices* devices = nullptr;               // null: the host does all
+    bool host_on_device_error = true;         // --on-gpu-error=cpu
   };
   explicit Session(const Means& means);
   ~Session();
@@ -61,7 +80,8 @@ class Session {
 
   // Gradient bytes that are to be kept if the next ones come as data: what Data() REQUIRES
   // admission of, at the latest. 0 once PrepareToKeep() has been called. Where no memory is shared,
-  // that is known from the start.
+  // that is known from the start. What is kept on a device counts too, and so needs host memory
+  // admitted: the host may have to take over, and a slow reader's reply waits in host memory.
   uint64_t bytes_to_keep() const;
   // RESOURCE_EXHAUSTED where bytes_to_keep() is over --max-call-bytes.
   absl::Status CheckBytesToKeep() const;
@@ -113,10 +133,11 @@ class Session {
   // After HalfClose(), with a group after Conclude() (ComputeNorm: norm() alone is meant).
   const v1::ClipResult& result() const { return result_; }
 
-  // The clipped gradient, in the order in which its bytes came. Scale each segment once, in order.
-  size_t segment_count() const;
-  std::span<const std::byte> ScaleSegment(size_t index);
-  // What the segments live in; hold it while their bytes are in use.
+  // The clipped gradient, in the order in which its bytes came, segment by segment.
+  // Errors: a device's that kept it.
+  bool has_segment() const;
+  absl::StatusOr<ReplySegment> NextSegment();
+  // What keeps the gradient's bytes.
   const std::shared_ptr<ArenaBuffer>& gradient() const { return gradient_; }
 
  private:
@@ -124,12 +145,18 @@ class Session {
 
   absl::Status Begin(absl::StatusOr<CallSpec> spec);
   absl::Status TakeElements(std::span<const std::byte> whole);
-  void EnterTensors();  // begins the tensor at position_; ends those that have no (more) bytes
-  void LeaveTensor(const TensorSummary& summary);
+  absl::Status Keep(DType dtype, std::span<const std::byte> elements);
+  absl::Status ChooseDevice();
+  // The host takes over from the device: because that has failed, or because memory is shared. OK:
+  // device_ is null, and the host goes on.
+  absl::Status FallBack(const absl::Status& failure);
+  absl::Status HandOver();
+  void LeaveDevice();
+  // How the call ends where the device fails that alone has the gradient.
+  absl::Status Lost(const absl::Status& failure) const;
   void TakeMeasured(size_t index);
-  // With a given norm: past elements that need no reply.
   void Advance(uint64_t bytes);   // position_
-  void SkipRuns(uint64_t bytes);  // scale_run_, scale_byte_
+  void SkipRuns(uint64_t bytes);  // with a given norm, past elements that need no reply
   bool keeps_data() const;
   // `nonfinite`, `first`: elements of all that were measured for that norm, and the first of them
   // for people.
@@ -142,17 +169,19 @@ class Session {
   bool started_ = false;
   bool clips_ = false;
   CallSpec spec_;
-  Position position_;
-  bool in_tensor_ = false;
+  Position position_;  // of what has been received
   uint64_t received_bytes_ = 0;
 
   // The bytes of an element that is not complete yet.
   std::array<std::byte, 8> partial_{};
   size_t partial_bytes_ = 0;
 
-  std::optional<GradientNorm> norm_;
-  std::shared_ptr<ArenaBuffer> gradient_;  // null where nothing is kept
-  std::vector<DTypeRun> kept_;             // what is in gradient_
+  std::optional<MeasuredGradient> measured_;  // unless passes_through()
+  std::shared_ptr<ArenaBuffer> gradient_;     // null where nothing is kept
+  std::vector<DTypeRun> kept_;                // what is in gradient_
+
+  bool device_chosen_ = false;          // or the host, for good: the first element has come
+  std::unique_ptr<DevicePart> device_;  // null where the host does all
 
   std::unique_ptr<SharedPart> shared_;  // null until shared memory comes
   Work work_ = Work::kNone;
@@ -164,6 +193,7 @@ class Session {
   v1::ClipResult result_;
   bool assign_zero_ = false;
 
+  size_t next_segment_ = 0;  // of gradient_
   // Where scaling stands among kept_, or, with a given norm, spec_.runs.
   size_t scale_run_ = 0;
   uint64_t scale_byte_ = 0;

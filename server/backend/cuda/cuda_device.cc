@@ -54,6 +54,11 @@ absl::Status CudaDevice::state() const {
   return state_;
 }
 
+uint64_t CudaDevice::used_bytes() const {
+  const std::lock_guard lock(mutex_);
+  return (pieces_ - free_pieces_.size()) * sizeof(Piece);
+}
+
 absl::Status CudaDevice::MakeCurrent() {
   if (absl::Status usable = state(); !usable.ok()) return usable;
   CudaCalls calls;

@@ -55,6 +55,8 @@ class CudaDevice {
 
   // OK until the device fails, and never again afterwards: then UNAVAILABLE, with the reason.
   absl::Status state() const;
+  uint64_t memory_bytes() const { return most_pieces_ * sizeof(Piece); }  // that pieces may take
+  uint64_t used_bytes() const;                                            // that they do
   // Pipelines in use.
   uint64_t load() const { return load_.load(std::memory_order_relaxed); }
 

@@ -90,10 +90,16 @@ class CudaDevices final : public Devices {
   explicit CudaDevices(std::vector<std::unique_ptr<CudaDevice>> devices)
       : devices_(std::move(devices)) {}
 
-  std::vector<std::string> names() const override {
-    std::vector<std::string> names;
-    for (const std::unique_ptr<CudaDevice>& device : devices_) names.push_back(device->name());
-    return names;
+  std::vector<State> states() const override {
+    std::vector<State> states;
+    for (const std::unique_ptr<CudaDevice>& device : devices_) {
+      states.push_back({.name = device->name(),
+                        .usable = device->state().ok(),
+                        .memory_bytes = device->memory_bytes(),
+                        .used_bytes = device->used_bytes(),
+                        .queues = device->load()});
+    }
+    return states;
   }
 
   absl::StatusOr<std::unique_ptr<DeviceQueue>> Open(uint64_t slots_filled, bool keeps) override {

@@ -44,7 +44,11 @@ cudaError_t Release(Runtime& runtime, void* pointer, Space space, cudaError_t if
     runtime.Tell("a pointer is released that is no such allocation's start");
     return if_none;
   }
-  runtime.RunEverything();
+  if (space == Space::kDevice || space == Space::kMapped) {
+    runtime.RunDevice(region->user);
+  } else {
+    runtime.RunEverything();
+  }
   runtime.memory.CloseAll();
   runtime.memory.Free(*region);
   return cudaSuccess;

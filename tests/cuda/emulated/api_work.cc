@@ -1,8 +1,12 @@
 // Copies, memsets and launches.
+#include <algorithm>
+#include <cstdio>
 #include <cstring>
 #include <string>
+#include <utility>
 
 #include "block.h"
+#include "crash_report.h"
 #include "device_language.h"
 #include "runtime.h"
 #include "runtime_api.h"
@@ -12,6 +16,11 @@ namespace device {
 
 constinit CheckedRange checked_load;
 constinit CheckedRange checked_store;
+
+void Forget(CheckedRange& cache) {
+  cache.first.store(1, std::memory_order_relaxed);
+  cache.bytes.store(0, std::memory_order_relaxed);
+}
 
 }  // namespace device
 
@@ -129,9 +138,10 @@ void RunLaunch(Runtime& runtime, int device, const cudaLaunchConfig_t& config,
   if (result.error == cudaSuccess) {
     runtime.running_device = device;
     runtime.memory.OpenFor(device);
-    device::checked_load = {};
-    device::checked_store = {};
+    device::Forget(device::checked_load);
+    device::Forget(device::checked_store);
     const bool mixed = runtime.options.mode == Mode::kRandom;
+    const CrashReport report;
     result = RunGrid(config.gridDim, config.blockDim, body, mixed ? &runtime.random : nullptr);
     const std::string overrun = runtime.memory.FindOverrun();
     if (result.error == cudaSuccess && !overrun.empty()) {
@@ -160,7 +170,8 @@ void CheckRange(const void* pointer, size_t bytes, CheckedRange& cache) {
     FailKernel(cudaErrorIllegalAddress,
                std::string("an access at ") + text + " reaches beyond its allocation");
   }
-  cache = {reinterpret_cast<uintptr_t>(region->base), region->bytes};
+  cache.first.store(reinterpret_cast<uintptr_t>(region->base), std::memory_order_relaxed);
+  cache.bytes.store(region->bytes, std::memory_order_relaxed);
 }
 
 void FailMisaligned(const void* pointer, size_t alignment) {

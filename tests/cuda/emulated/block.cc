@@ -14,6 +14,7 @@
 
 #include "device_language.h"
 #include "fiber.h"
+#include "sanitizers.h"
 
 constinit thread_local uint3 threadIdx{};
 constinit thread_local uint3 blockIdx{};
@@ -65,6 +66,13 @@ std::string Hex(unsigned value) {
   return text;
 }
 
+// Out of line, for what runs at each operation keeps a small frame.
+[[noreturn, gnu::noinline]] void FailWarp(WarpOperation operation, unsigned mask,
+                                          const char* what) {
+  FailKernel(cudaErrorLaunchFailure, std::string(kNames[static_cast<size_t>(operation)]) +
+                                         ": the mask " + Hex(mask) + " " + what);
+}
+
 // One block after another, on the same fibers.
 class Grid {
  public:
@@ -92,12 +100,25 @@ class Grid {
   size_t running_ = 0;
   size_t present_ = 0;
   size_t in_barrier_ = 0;
+  size_t barriers_ = 0;
   unsigned votes_ = 0;
   std::optional<KernelFault> fault_;
 };
 
 // Under the runtime's lock.
 Grid* current = nullptr;
+
+// For ThreadSanitizer the threads of a block are ordered by what orders them on a device, and by
+// the block's start and end; so it sees what a missing barrier leaves unordered. This file itself
+// is compiled without it.
+struct OrderPoints {
+  char start;
+  char end;
+  // In turns: who arrives at the next barrier early is not ordered before who leaves this one late.
+  char barrier[2];
+  char warp[32];
+};
+OrderPoints order_points;
 
 Fiber& FiberOf(size_t thread) {
   static auto& fibers = *new std::vector<std::unique_ptr<Fiber>>;
@@ -116,6 +137,7 @@ Grid::Grid(dim3 block, const std::function<void()>& body)
 }
 
 void Grid::RunThread(size_t thread) {
+  Acquire(&order_points.start);
   try {
     if (!current->fault_) current->body_();
   } catch (const KernelFault& fault) {
@@ -129,6 +151,7 @@ void Grid::RunThread(size_t thread) {
     current->fault_ = KernelFault{cudaErrorLaunchFailure, "a kernel threw an exception"};
   }
   current->Leave(thread);
+  Release(&order_points.end);
 }
 
 void Grid::RunBlock(dim3 index, std::mt19937_64* random) {
@@ -142,6 +165,7 @@ void Grid::RunBlock(dim3 index, std::mt19937_64* random) {
     threads_[i].state = State::kReady;
     FiberOf(i).Start(&Grid::RunThread, i);
   }
+  Release(&order_points.start);
   while (present_ > 0) {
     if (random != nullptr) std::shuffle(order.begin(), order.end(), *random);
     bool ran = false;
@@ -156,6 +180,7 @@ void Grid::RunBlock(dim3 index, std::mt19937_64* random) {
     }
     if (!ran && !fault_) ReportDeadlock();
   }
+  Acquire(&order_points.end);
 }
 
 void Grid::Pause(State state) {
@@ -169,17 +194,12 @@ uint64_t Grid::WarpWait(WarpOperation operation, unsigned mask, uint64_t value, 
                         int width) {
   const size_t warp = running_ / kWarp;
   const int lane = static_cast<int>(running_ % kWarp);
-  const char* const name = kNames[static_cast<size_t>(operation)];
-  if ((mask >> lane & 1) == 0) {
-    FailKernel(cudaErrorLaunchFailure,
-               std::string(name) + ": the mask " + Hex(mask) + " does not name the calling lane");
-  }
+  if ((mask >> lane & 1) == 0) FailWarp(operation, mask, "does not name the calling lane");
   if (std::bit_width(mask) > LaneCount(warp)) {
-    FailKernel(cudaErrorLaunchFailure, std::string(name) + ": the mask " + Hex(mask) +
-                                           " names lanes that the last warp of this block lacks");
+    FailWarp(operation, mask, "names lanes that the last warp of this block lacks");
   }
   if (width < 1 || width > 32 || !std::has_single_bit(static_cast<unsigned>(width))) {
-    FailKernel(cudaErrorLaunchFailure, std::string(name) + ": the width is no power of two");
+    FailWarp(operation, mask, "comes with a width that is no power of two");
   }
   Thread& self = threads_[running_];
   const int first = lane & ~(width - 1);
@@ -204,24 +224,67 @@ uint64_t Grid::WarpWait(WarpOperation operation, unsigned mask, uint64_t value, 
   self.mask = mask;
   self.value = value;
   self.state = State::kInWarpOperation;
+  // Of warp operations this one alone orders memory.
+  const bool orders = operation == WarpOperation::kSyncwarp;
+  if (orders) Release(&order_points.warp[warp]);
   CompleteWarp(warp, operation, mask);
   if (self.state != State::kReady) Pause(State::kInWarpOperation);
+  if (orders) Acquire(&order_points.warp[warp]);
   return self.result;
+}
+
+// What an operation gives every lane of the mask alike.
+uint64_t Reduce(WarpOperation operation, const Thread* lanes, unsigned here) {
+  const auto over = [lanes, here](uint64_t result, auto combine) {
+    for (unsigned rest = here; rest != 0; rest &= rest - 1) {
+      result = combine(result, lanes[std::countr_zero(rest)].value);
+    }
+    return result;
+  };
+  const auto votes = [lanes, here] {
+    unsigned mask = 0;
+    for (unsigned rest = here; rest != 0; rest &= rest - 1) {
+      const int lane = std::countr_zero(rest);
+      if (lanes[lane].value != 0) mask |= 1u << lane;
+    }
+    return mask;
+  };
+  switch (operation) {
+    case WarpOperation::kBallot:
+      return votes();
+    case WarpOperation::kAny:
+      return votes() != 0;
+    case WarpOperation::kAll:
+      return votes() == here;
+    case WarpOperation::kAdd:
+      return over(0, std::plus<>());
+    case WarpOperation::kMin:
+      return over(kUndefined, [](uint64_t a, uint64_t b) { return std::min(a, b); });
+    case WarpOperation::kMax:
+      return over(0, [](uint64_t a, uint64_t b) { return std::max(a, b); });
+    case WarpOperation::kAnd:
+      return over(kUndefined, std::bit_and<>());
+    case WarpOperation::kOr:
+      return over(0, std::bit_or<>());
+    case WarpOperation::kXor:
+      return over(0, std::bit_xor<>());
+    default:
+      return 0;
+  }
+}
+
+bool IsShuffle(WarpOperation operation) {
+  return operation >= WarpOperation::kShuffle && operation <= WarpOperation::kShuffleXor;
 }
 
 // Where all lanes of the mask are in this operation or gone, gives each its result.
 void Grid::CompleteWarp(size_t warp, WarpOperation operation, unsigned mask) {
   Thread* const lanes = &threads_[warp * kWarp];
   unsigned here = 0;
-  uint64_t sum = 0;
-  uint64_t least = kUndefined;
-  uint64_t greatest = 0;
-  uint64_t all_bits = kUndefined;
-  uint64_t any_bits = 0;
-  uint64_t odd_bits = 0;
-  unsigned votes = 0;
-  for (unsigned rest = mask; rest != 0; rest &= rest - 1) {
-    const int lane = std::countr_zero(rest);
+  // From the last lane, which mostly arrives last.
+  for (unsigned rest = mask; rest != 0;) {
+    const int lane = 31 - std::countl_zero(rest);
+    rest &= ~(1u << lane);
     const Thread& other = lanes[lane];
     if (other.state == State::kGone) continue;
     if (other.state != State::kInWarpOperation || other.operation != operation ||
@@ -229,54 +292,15 @@ void Grid::CompleteWarp(size_t warp, WarpOperation operation, unsigned mask) {
       return;
     }
     here |= 1u << lane;
-    sum += other.value;
-    least = std::min(least, other.value);
-    greatest = std::max(greatest, other.value);
-    all_bits &= other.value;
-    any_bits |= other.value;
-    odd_bits ^= other.value;
-    if (other.value != 0) votes |= 1u << lane;
   }
+  const bool shuffle = IsShuffle(operation);
+  const uint64_t common = shuffle ? 0 : Reduce(operation, lanes, here);
   for (unsigned rest = here; rest != 0; rest &= rest - 1) {
     Thread& lane = lanes[std::countr_zero(rest)];
     lane.state = State::kReady;
-    switch (operation) {
-      case WarpOperation::kSyncwarp:
-        lane.result = 0;
-        break;
-      case WarpOperation::kShuffle:
-      case WarpOperation::kShuffleUp:
-      case WarpOperation::kShuffleDown:
-      case WarpOperation::kShuffleXor:
-        lane.result = (here >> lane.source & 1) != 0 ? lanes[lane.source].value : kUndefined;
-        break;
-      case WarpOperation::kBallot:
-        lane.result = votes;
-        break;
-      case WarpOperation::kAny:
-        lane.result = votes != 0;
-        break;
-      case WarpOperation::kAll:
-        lane.result = votes == here;
-        break;
-      case WarpOperation::kAdd:
-        lane.result = sum;
-        break;
-      case WarpOperation::kMin:
-        lane.result = least;
-        break;
-      case WarpOperation::kMax:
-        lane.result = greatest;
-        break;
-      case WarpOperation::kAnd:
-        lane.result = all_bits;
-        break;
-      case WarpOperation::kOr:
-        lane.result = any_bits;
-        break;
-      case WarpOperation::kXor:
-        lane.result = odd_bits;
-        break;
+    lane.result = common;
+    if (shuffle) {
+      lane.result = (here >> lane.source & 1) != 0 ? lanes[lane.source].value : kUndefined;
     }
   }
 }
@@ -286,8 +310,11 @@ unsigned Grid::BlockWait(unsigned value) {
   self.state = State::kInBarrier;
   votes_ += value;
   ++in_barrier_;
+  char* const point = &order_points.barrier[barriers_ % 2];
+  Release(point);
   CompleteBarrier();
   if (self.state != State::kReady) Pause(State::kInBarrier);
+  Acquire(point);
   return static_cast<unsigned>(self.result);
 }
 
@@ -300,6 +327,7 @@ void Grid::CompleteBarrier() {
   }
   in_barrier_ = 0;
   votes_ = 0;
+  ++barriers_;
 }
 
 unsigned Grid::ActiveMask() const {

@@ -8,6 +8,7 @@
 
 #include <math.h>
 
+#include <atomic>
 #include <bit>
 #include <cmath>
 #include <cstddef>
@@ -62,10 +63,11 @@ uint64_t WarpWait(WarpOperation operation, unsigned mask, uint64_t value, int ar
 unsigned BlockWait(unsigned value = 0);
 unsigned ActiveMask();
 
-// The memory that the last checked access lay in, so that most checks are one comparison.
+// The memory that the last checked access lay in, so that most checks are one comparison. Atomic
+// for ThreadSanitizer, to which the threads of a block are threads.
 struct CheckedRange {
-  uintptr_t first = 1;
-  uintptr_t bytes = 0;
+  std::atomic<uintptr_t> first = 1;
+  std::atomic<uintptr_t> bytes = 0;
 };
 extern constinit CheckedRange checked_load;
 extern constinit CheckedRange checked_store;
@@ -77,7 +79,9 @@ template <typename T>
 inline void Check(const T* pointer, CheckedRange& cache) {
   const auto address = reinterpret_cast<uintptr_t>(pointer);
   if (address % sizeof(T) != 0) FailMisaligned(pointer, sizeof(T));
-  if (address < cache.first || address - cache.first + sizeof(T) > cache.bytes) {
+  const uintptr_t first = cache.first.load(std::memory_order_relaxed);
+  if (address < first ||
+      address - first + sizeof(T) > cache.bytes.load(std::memory_order_relaxed)) {
     CheckRange(pointer, sizeof(T), cache);
   }
 }

@@ -7,27 +7,31 @@
 // arithmetic are right; accesses beyond an allocation; memory touched from the wrong side (device
 // memory by the host, pageable memory by copies and by what kernels are given); host code's error
 // paths, by failures that a test asks for at any call; resources left behind; and waits that are
-// missing, for queued work runs only when something waits for it.
+// missing, for queued work runs only when something waits for it. Built with ThreadSanitizer, also
+// accesses of a block's threads that no __syncthreads, __syncwarp or atomic orders.
 //
-// What it cannot show: races between warps, blocks, streams or devices as hardware has them
-// (kRandom runs them in other orders, but each thread still runs alone until its next barrier or
-// warp operation); weak memory order; timing and performance; registers, occupancy and the size of
-// shared memory; reads of uninitialised shared memory; dynamic shared memory; how a real driver
-// behaves beyond its documentation; and a plain load or store of pageable memory in a kernel (only
-// launch arguments and accesses by __ldg, __ldcs,
-// __stcs and their like are held against the memory that a device may touch).
+// What it cannot show: races between blocks, streams or devices as hardware has them (kRandom runs
+// them in other orders, but each thread runs alone until its next barrier or warp operation); weak
+// memory order; timing and performance; registers, occupancy and the size of shared memory; reads
+// of uninitialised shared memory; dynamic shared memory; how a real driver behaves beyond its
+// documentation; a host thread that touches device memory while another one runs work; and a plain
+// load or store of pageable memory in a kernel (launch arguments that are pointers, and accesses by
+// __ldg, __ldcs, __stcs and their like, are held against the memory that a device may touch).
 //
 // Where it is stricter than CUDA: cudaMemcpyAsync refuses pageable memory and a kind that the
 // pointers contradict; launch attributes are not supported; a warp operation whose mask names lanes
 // that the block lacks fails the launch. Lanes that have returned count as gone: operations do not
 // wait for them, and a shuffle from one gives all bits set. __activemask gives all lanes that have
-// not returned. A kernel that is noexcept ends the process where a launch would fail. Where it is
-// laxer: a process may open its own IPC handles, which get an address of their own as if another
-// process had exported them.
+// not returned. A kernel that is noexcept ends the process where a launch would fail. Shared memory
+// keeps what the block before left.
+// Where it is laxer: a process may open its own IPC handles, which get an address of their own as
+// if another process had exported them.
 //
 // A launch that fails says why on stderr and in LastMessage(). An access that reaches a page a
-// device may not touch ends the process by SIGSEGV, or by AddressSanitizer's report, at the
-// kernel's line.
+// device may not touch ends the process by SIGSEGV, with a line on stderr that names block and
+// thread, or by a sanitizer's report at the kernel's line. A store closer to an allocation ends the
+// process in AddressSanitizer; otherwise the launch fails, once it has run, with
+// cudaErrorIllegalAddress.
 //
 // Thread-safe, but for Reset: REQUIRES that no other thread is in the runtime. One lock is held
 // while work runs. Work runs on the host thread that waits for it.

@@ -85,7 +85,7 @@ void Fiber::Resume() {
 #endif
 #ifdef EMULATED_CUDA_TSAN
   host_thread_ = __tsan_get_current_fiber();
-  __tsan_switch_to_fiber(thread_, 0);
+  __tsan_switch_to_fiber(thread_, __tsan_switch_to_fiber_no_sync);
 #endif
   gradclip_emulated_cuda_switch(&host_stack_pointer_, stack_pointer_);
 #ifdef EMULATED_CUDA_ASAN
@@ -98,7 +98,7 @@ void Fiber::SwitchToHost() {
   __sanitizer_start_switch_fiber(&fake_stack_, host_stack_, host_stack_bytes_);
 #endif
 #ifdef EMULATED_CUDA_TSAN
-  __tsan_switch_to_fiber(host_thread_, 0);
+  __tsan_switch_to_fiber(host_thread_, __tsan_switch_to_fiber_no_sync);
 #endif
   gradclip_emulated_cuda_switch(&stack_pointer_, host_stack_pointer_);
 #ifdef EMULATED_CUDA_ASAN

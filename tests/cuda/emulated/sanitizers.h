@@ -4,14 +4,17 @@
 
 #include <cstddef>
 
-#if defined(__SANITIZE_ADDRESS__)
+// The build defines these for the sources that it compiles without the sanitizer.
+#if defined(EMULATED_CUDA_ASAN)
+#elif defined(__SANITIZE_ADDRESS__)
 #define EMULATED_CUDA_ASAN 1
 #elif defined(__has_feature)
 #if __has_feature(address_sanitizer)
 #define EMULATED_CUDA_ASAN 1
 #endif
 #endif
-#if defined(__SANITIZE_THREAD__)
+#if defined(EMULATED_CUDA_TSAN)
+#elif defined(__SANITIZE_THREAD__)
 #define EMULATED_CUDA_TSAN 1
 #elif defined(__has_feature)
 #if __has_feature(thread_sanitizer)
@@ -44,6 +47,19 @@ inline void Poison([[maybe_unused]] const void* memory, [[maybe_unused]] size_t 
 inline void Unpoison([[maybe_unused]] const void* memory, [[maybe_unused]] size_t bytes) {
 #ifdef EMULATED_CUDA_ASAN
   __asan_unpoison_memory_region(memory, bytes);
+#endif
+}
+
+// Whoever acquires comes after all who have released, for ThreadSanitizer.
+inline void Release([[maybe_unused]] char* point) {
+#ifdef EMULATED_CUDA_TSAN
+  __tsan_release(point);
+#endif
+}
+
+inline void Acquire([[maybe_unused]] char* point) {
+#ifdef EMULATED_CUDA_TSAN
+  __tsan_acquire(point);
 #endif
 }
 

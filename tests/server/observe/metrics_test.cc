@@ -67,7 +67,7 @@ class MetricsTest : public testing::Test {
  protected:
   explicit MetricsTest(bool per_job = false)
       : metrics_({.version = "1.2.3",
-                  .backend = "cpu/x",
+                  .backends = {"cuda/7", "cpu/x"},
                   .per_job = per_job,
                   .limit_hits = limit_hits_,
                   .state = [this] { return state_; }}) {}
@@ -107,6 +107,39 @@ TEST_F(MetricsTest, AreAllThereFromTheStart) {
   EXPECT_EQ(all.Value("gradclip_total_norm_count"), 0);
   EXPECT_EQ(all.Value("gradclip_build_info", {{"version", "1.2.3"}}), 1);
   EXPECT_EQ(all.Value("gradclip_backend_info", {{"backend", "cpu/x"}}), 1);
+}
+
+TEST_F(MetricsTest, CountCallsByWhatComputed) {
+  CallRecord call = Clipped();
+  metrics_.Count(call);
+  call.backend = "cuda/7";
+  metrics_.Count(call);
+  metrics_.Count(call);
+  call.backend = "";
+  metrics_.Count(call);
+  const Exposition all = Expose();
+  const auto calls = [&](const char* backend) {
+    return all.Value("gradclip_calls_total",
+                     {{"rpc", "ClipGradNorm"}, {"code", "OK"}, {"backend", backend}});
+  };
+  EXPECT_EQ(calls("cpu/x"), 1);
+  EXPECT_EQ(calls("cuda/7"), 2);
+  EXPECT_EQ(calls("none"), 1);
+}
+
+TEST_F(MetricsTest, TellHowDevicesStand) {
+  state_.devices = {{.name = "cuda/0",
+                     .up = true,
+                     .memory_budget_bytes = 100,
+                     .memory_used_bytes = 60,
+                     .calls = 2},
+                    {.name = "cuda/1"}};
+  const Exposition all = Expose();
+  EXPECT_EQ(all.Value("gradclip_device_up", {{"device", "cuda/0"}}), 1);
+  EXPECT_EQ(all.Value("gradclip_device_up", {{"device", "cuda/1"}}), 0);
+  EXPECT_EQ(all.Value("gradclip_device_memory_budget_bytes", {{"device", "cuda/0"}}), 100);
+  EXPECT_EQ(all.Value("gradclip_device_memory_used_bytes", {{"device", "cuda/0"}}), 60);
+  EXPECT_EQ(all.Value("gradclip_device_calls", {{"device", "cuda/0"}}), 2);
 }
 
 TEST_F(MetricsTest, CountACall) {
@@ -209,6 +242,7 @@ TEST_F(MetricsTest, ShowTheStateOfTheMoment) {
             .waiting_calls = 8,
             .group_calls = 9,
             .group_stores = {{"a:1/0", true}, {"b:1/0", false}},
+            .devices = {},
             .regions = 10,
             .region_bytes = 11,
             .connections = 12,

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "absl/strings/ascii.h"
@@ -54,6 +55,10 @@ TEST(Options, HaveTheirDefaultsWithoutAnyFlag) {
   ASSERT_TRUE(options.ok()) << options.status();
   EXPECT_THAT(options->listen, ElementsAre("127.0.0.1:50051"));
   EXPECT_EQ(options->backend, "auto");
+  EXPECT_EQ(options->on_gpu_error, OnGpuError::kCpu);
+  EXPECT_THAT(options->cuda_devices, IsEmpty());
+  EXPECT_EQ(options->cuda_memory_budget.bytes, 0);
+  EXPECT_EQ(options->cuda_memory_budget.percent, 80);
   EXPECT_EQ(options->memory_budget, 8 * kGiB);
   EXPECT_EQ(options->max_call_bytes, 8 * kGiB);
   EXPECT_EQ(options->max_message_bytes, uint64_t{8} << 20);
@@ -77,6 +82,9 @@ TEST(Options, ReadEveryFlag) {
                                                  "[::1]:0",
                                                  "--listen=unix:/run/gradclip.sock",
                                                  "--backend=cpu/avx2",
+                                                 "--on-gpu-error=fail",
+                                                 "--cuda-devices=2,0",
+                                                 "--cuda-memory-budget=6GiB",
                                                  "--memory-budget=4GiB",
                                                  "--max-call-bytes",
                                                  "1GiB",
@@ -97,6 +105,10 @@ TEST(Options, ReadEveryFlag) {
   ASSERT_TRUE(options.ok()) << options.status();
   EXPECT_THAT(options->listen, ElementsAre("0.0.0.0:1", "[::1]:0", "unix:/run/gradclip.sock"));
   EXPECT_EQ(options->backend, "cpu/avx2");
+  EXPECT_EQ(options->on_gpu_error, OnGpuError::kFail);
+  EXPECT_THAT(options->cuda_devices, ElementsAre(2, 0));
+  EXPECT_EQ(options->cuda_memory_budget.bytes, 6 * kGiB);
+  EXPECT_EQ(options->cuda_memory_budget.percent, 0);
   EXPECT_EQ(options->memory_budget, 4 * kGiB);
   EXPECT_EQ(options->max_call_bytes, kGiB);
   EXPECT_EQ(options->max_message_bytes, uint64_t{1} << 20);
@@ -116,18 +128,35 @@ TEST(Options, ReadEveryFlag) {
 }
 
 TEST(Options, ReadEveryVariable) {
-  const absl::StatusOr<Options> options = Parse(
-      {},
-      {"GRADCLIP_LISTEN=0.0.0.0:1,[::1]:0,unix:/run/gradclip.sock", "GRADCLIP_BACKEND=cpu",
-       "GRADCLIP_MEMORY_BUDGET=4GiB", "GRADCLIP_MAX_CALL_BYTES=1GiB",
-       "GRADCLIP_MAX_MESSAGE_BYTES=1MiB", "GRADCLIP_MAX_TENSORS=7", "GRADCLIP_MAX_DIMENSIONS=3",
-       "GRADCLIP_ADMISSION_TIMEOUT=500ms", "GRADCLIP_IDLE_TIMEOUT=5m", "GRADCLIP_DRAIN_TIMEOUT=1s",
-       "GRADCLIP_ARENA_TRIM_INTERVAL=2s", "GRADCLIP_LOG_FORMAT=json", "GRADCLIP_LOG_LEVEL=debug",
-       "GRADCLIP_TLS_CERT=cert.pem", "GRADCLIP_TLS_KEY=key.pem", "GRADCLIP_TLS_CLIENT_CA=ca.pem",
-       "GRADCLIP_AUTH_TOKEN_FILE=tokens", "GRADCLIP_INSECURE=true"});
+  const absl::StatusOr<Options> options =
+      Parse({}, {"GRADCLIP_LISTEN=0.0.0.0:1,[::1]:0,unix:/run/gradclip.sock",
+                 "GRADCLIP_BACKEND=cpu",
+                 "GRADCLIP_ON_GPU_ERROR=fail",
+                 "GRADCLIP_CUDA_DEVICES=2,0",
+                 "GRADCLIP_CUDA_MEMORY_BUDGET=6GiB",
+                 "GRADCLIP_MEMORY_BUDGET=4GiB",
+                 "GRADCLIP_MAX_CALL_BYTES=1GiB",
+                 "GRADCLIP_MAX_MESSAGE_BYTES=1MiB",
+                 "GRADCLIP_MAX_TENSORS=7",
+                 "GRADCLIP_MAX_DIMENSIONS=3",
+                 "GRADCLIP_ADMISSION_TIMEOUT=500ms",
+                 "GRADCLIP_IDLE_TIMEOUT=5m",
+                 "GRADCLIP_DRAIN_TIMEOUT=1s",
+                 "GRADCLIP_ARENA_TRIM_INTERVAL=2s",
+                 "GRADCLIP_LOG_FORMAT=json",
+                 "GRADCLIP_LOG_LEVEL=debug",
+                 "GRADCLIP_TLS_CERT=cert.pem",
+                 "GRADCLIP_TLS_KEY=key.pem",
+                 "GRADCLIP_TLS_CLIENT_CA=ca.pem",
+                 "GRADCLIP_AUTH_TOKEN_FILE=tokens",
+                 "GRADCLIP_INSECURE=true"});
   ASSERT_TRUE(options.ok()) << options.status();
   EXPECT_THAT(options->listen, ElementsAre("0.0.0.0:1", "[::1]:0", "unix:/run/gradclip.sock"));
   EXPECT_EQ(options->backend, "cpu");
+  EXPECT_EQ(options->on_gpu_error, OnGpuError::kFail);
+  EXPECT_THAT(options->cuda_devices, ElementsAre(2, 0));
+  EXPECT_EQ(options->cuda_memory_budget.bytes, 6 * kGiB);
+  EXPECT_EQ(options->cuda_memory_budget.percent, 0);
   EXPECT_EQ(options->memory_budget, 4 * kGiB);
   EXPECT_EQ(options->max_call_bytes, kGiB);
   EXPECT_EQ(options->max_message_bytes, uint64_t{1} << 20);
@@ -209,9 +238,44 @@ TEST(Options, ErrorsNameTheFlagTheValueAndWhatIsAllowed) {
             "--drain-timeout=30: expected a duration such as 500ms, 30s or 5m, 0 to 24h");
   EXPECT_THAT(Error({"--admission-timeout=-1s"}), HasSubstr("0 to 24h"));
   EXPECT_THAT(Error({"--admission-timeout=inf"}), HasSubstr("0 to 24h"));
+  EXPECT_EQ(Error({"--on-gpu-error=wait"}), "--on-gpu-error=wait: expected cpu, fail");
   EXPECT_EQ(Error({"--log-format=xml"}), "--log-format=xml: expected text, json");
   EXPECT_EQ(Error({"--log-level=trace"}),
             "--log-level=trace: expected debug, info, warning, error");
+}
+
+TEST(Options, TakeCudaDevicesByNumber) {
+  EXPECT_THAT(Parse({"--cuda-devices=all"})->cuda_devices, IsEmpty());
+  EXPECT_THAT(Parse({"--cuda-devices=0"})->cuda_devices, ElementsAre(0));
+  EXPECT_THAT(Parse({"--cuda-devices=3,1,1023"})->cuda_devices, ElementsAre(3, 1, 1023));
+  for (const char* value : {"0,", ",0", "0,0", "-1", "1024", "0 1", "gpu0", "0,all", "none"}) {
+    EXPECT_EQ(Error({absl::StrCat("--cuda-devices=", value)}),
+              absl::StrCat("--cuda-devices=", value,
+                           ": expected all, or the numbers of devices, each once, with commas "
+                           "between: 0 to 1023"));
+  }
+}
+
+TEST(Options, TakeACudaMemoryBudgetInBytesOrAsAShareOfWhatIsFree) {
+  for (const auto& [value, bytes, percent] :
+       {std::tuple<const char*, uint64_t, uint64_t>{"1%", 0, 1},
+        {"100%", 0, 100},
+        {"512MiB", kGiB / 2, 0}}) {
+    const absl::StatusOr<Options> options = Parse({absl::StrCat("--cuda-memory-budget=", value)});
+    ASSERT_TRUE(options.ok()) << options.status();
+    EXPECT_EQ(options->cuda_memory_budget.bytes, bytes) << value;
+    EXPECT_EQ(options->cuda_memory_budget.percent, percent) << value;
+  }
+  for (const char* value : {"0%", "101%", "%", "-1%", "8.5%"}) {
+    EXPECT_EQ(Error({absl::StrCat("--cuda-memory-budget=", value)}),
+              absl::StrCat("--cuda-memory-budget=", value, ": expected 1% to 100%"));
+  }
+  EXPECT_EQ(Error({"--cuda-memory-budget=0"}),
+            "--cuda-memory-budget=0: expected 1% to 100%, or at least 1 B");
+  EXPECT_THAT(
+      Error({"--cuda-memory-budget=most"}),
+      HasSubstr("--cuda-memory-budget=most: expected 1% to 100% of what is free, or a whole "
+                "number of bytes"));
 }
 
 TEST(Options, ErrorsNameTheVariableWhereTheValueComesFromIt) {

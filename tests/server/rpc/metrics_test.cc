@@ -66,12 +66,17 @@ class ServerMetrics : public GroupTest {
 
   double Calls(const Exposition& all, const char* rpc, const char* code,
                bool reached = true) const {
-    const std::string backend = all.families.at("gradclip_backend_info")
-                                    .samples.begin()
-                                    ->second.begin()
-                                    ->first.at("backend");
-    return all.Value("gradclip_calls_total",
-                     {{"rpc", rpc}, {"code", code}, {"backend", reached ? backend : "none"}});
+    const auto of = [&](const std::string& backend) {
+      return all.Value("gradclip_calls_total",
+                       {{"rpc", rpc}, {"code", code}, {"backend", backend}});
+    };
+    if (!reached) return of("none");
+    double calls = 0;
+    for (const auto& [labels, value] :
+         all.families.at("gradclip_backend_info").samples.begin()->second) {
+      calls += of(labels.at("backend"));
+    }
+    return calls;
   }
 
   Reply Clip34(double max_norm, v1::ReplyMode reply = v1::REPLY_GRADIENT) {

@@ -49,11 +49,14 @@ class SessionTest : public testing::Test {
   SessionTest() : backend_(*MakeBackend("cpu/baseline")) { Restart(); }
 
   void Restart() {
-    session_ = std::make_unique<Session>(Session::Means{.backend = *backend_,
-                                                        .arenas = arenas_,
-                                                        .max_call_bytes = max_call_bytes_,
-                                                        .regions = regions_,
-                                                        .max_ranges = max_ranges_});
+    session_ =
+        std::make_unique<Session>(Session::Means{.backend = *backend_,
+                                                 .arenas = arenas_,
+                                                 .max_call_bytes = max_call_bytes_,
+                                                 .regions = regions_,
+                                                 .max_ranges = max_ranges_,
+                                                 .devices = devices_,
+                                                 .host_on_device_error = host_on_device_error_});
   }
 
   // ClipGradNorm over F32 tensors w, of 2 elements each.
@@ -87,9 +90,13 @@ class SessionTest : public testing::Test {
 
   std::string ClippedBytes() {
     std::string bytes;
-    for (size_t i = 0; i < session_->segment_count(); ++i) {
-      const std::span<const std::byte> segment = session_->ScaleSegment(i);
-      bytes.append(reinterpret_cast<const char*>(segment.data()), segment.size());
+    while (session_->has_segment()) {
+      const absl::StatusOr<ReplySegment> segment = session_->NextSegment();
+      if (!segment.ok()) {
+        ADD_FAILURE() << segment.status();
+        break;
+      }
+      bytes.append(reinterpret_cast<const char*>(segment->bytes.data()), segment->bytes.size());
     }
     return bytes;
   }
@@ -97,6 +104,8 @@ class SessionTest : public testing::Test {
   uint64_t max_call_bytes_ = uint64_t{1} << 30;
   const RegionRegistry* regions_ = nullptr;
   uint64_t max_ranges_ = 1000;
+  Devices* devices_ = nullptr;
+  bool host_on_device_error_ = true;
   std::unique_ptr<Backend> backend_;
   ArenaPool arenas_;
   std::unique_ptr<Session> session_;

@@ -13,6 +13,8 @@
 
 #include "server/memory/budget.h"
 #include "server/shm/registry.h"
+#include "tests/server/session/gradients.h"
+#include "tests/server/session/host_device.h"
 #include "tests/server/session/session_fixture.h"
 #include "tests/server/shm/memfds.h"
 
@@ -99,7 +101,7 @@ TEST_F(SharedSession, ClipsTheWorkedExampleInPlace) {
   ASSERT_EQ(Finish(), absl::OkStatus());
   EXPECT_NEAR(result().norm().total_norm(), std::sqrt(30.0), 1e-12);
   EXPECT_FALSE(result().gradient_follows());
-  EXPECT_EQ(session_->segment_count(), 0u);
+  EXPECT_FALSE(session_->has_segment());
   EXPECT_EQ(session_->shared_bytes(), 16u);
   const float c = static_cast<float>(result().coefficient());
   EXPECT_EQ(memory.Read(8, 16), Bytes<float>({3 * c, 4 * c, 1 * c, 2 * c}));
@@ -107,98 +109,30 @@ TEST_F(SharedSession, ClipsTheWorkedExampleInPlace) {
   EXPECT_EQ(memory.Read(24, 8), std::string(8, '\0'));
 }
 
-// A gradient of all kinds of tensors, in which norms of blocks, tensors and policies can go wrong.
-struct Case {
-  v1::ClipGradNormStart start;
-  std::string bytes;
-};
-
-Case AllKinds(uint64_t seed, double norm_type, bool per_tensor, bool nonfinite) {
-  std::mt19937_64 random(seed);
-  const std::vector<std::vector<int64_t>> shapes = {
-      {0},  {3},      {4096},    {70'001},   {},        {2, 0}, {8192},
-      {31}, {12'305}, {300'000}, {5, 7, 11}, {100'000}, {64},   {0, 0}};
-  const std::vector<v1::DType> dtypes = {v1::DTYPE_FLOAT32, v1::DTYPE_BFLOAT16, v1::DTYPE_FLOAT64,
-                                         v1::DTYPE_FLOAT16};
-  Case made;
-  for (size_t i = 0; i < shapes.size(); ++i) {
-    v1::TensorSpec tensor = TensorOf(dtypes[(i + seed) % 4], shapes[i], "t" + std::to_string(i));
-    tensor.set_replica(i % 5 == 4);
-    *made.start.add_tensors() = tensor;
-    int64_t elements = 1;
-    for (const int64_t extent : shapes[i]) elements *= extent;
-    for (int64_t j = 0; j < elements; ++j) {
-      // Any sign, exponents near 1, any mantissa; or NaN and infinity.
-      const uint64_t bits = random();
-      const bool odd = nonfinite && bits % 50'021 == 7;
-      switch (tensor.dtype()) {
-        case v1::DTYPE_FLOAT32:
-          made.bytes += Bytes<uint32_t>({static_cast<uint32_t>(
-              odd ? 0x7f800000 | (bits >> 40 & 1) : (bits & 0x807fffff) | 0x3f800000)});
-          break;
-        case v1::DTYPE_BFLOAT16:
-          made.bytes +=
-              Bytes<uint16_t>({static_cast<uint16_t>(odd ? 0x7f80 : (bits & 0x807f) | 0x3f80)});
-          break;
-        case v1::DTYPE_FLOAT16:
-          made.bytes +=
-              Bytes<uint16_t>({static_cast<uint16_t>(odd ? 0xfc00 : (bits & 0x83ff) | 0x3c00)});
-          break;
-        default:
-          made.bytes += Bytes<uint64_t>(
-              {odd ? 0x7ff0000000000001 : (bits & 0x800fffffffffffff) | 0x3ff0000000000000});
-      }
-    }
-  }
-  made.start.mutable_norm()->set_norm_type(norm_type);
-  made.start.mutable_norm()->set_per_tensor(per_tensor);
-  made.start.mutable_norm()->set_pre_scale(0.5);
-  made.start.set_max_norm(1);
-  made.start.set_nonfinite(nonfinite ? v1::NONFINITE_ZERO : v1::NONFINITE_PROPAGATE);
-  return made;
-}
-
-// Byte offsets of the gradient at which an element begins, and that element's size.
-std::vector<std::pair<size_t, size_t>> SomeElementStarts(const Case& made, std::mt19937_64& random,
-                                                         int count) {
-  std::vector<std::pair<size_t, size_t>> starts;
-  size_t begin = 0;
-  for (const v1::TensorSpec& tensor : made.start.tensors()) {
-    const size_t size = tensor.dtype() == v1::DTYPE_FLOAT64   ? 8
-                        : tensor.dtype() == v1::DTYPE_FLOAT32 ? 4
-                                                              : 2;
-    size_t elements = 1;
-    for (const int64_t extent : tensor.shape()) elements *= extent;
-    for (int i = 0; i < count && elements > 0; ++i) {
-      starts.emplace_back(begin + random() % elements * size, size);
-      if (i == 0) starts.back().first = begin;
-    }
-    begin += elements * size;
-  }
-  std::sort(starts.begin(), starts.end());
-  starts.erase(std::unique(starts.begin(), starts.end()), starts.end());
-  return starts;
-}
-
-// For each cut of the gradient one part, sent as data or laid anywhere into shared memory.
+// For each cut of the gradient one part, sent as data or laid anywhere into shared memory. In every
+// other round the first half is mostly data, which a device takes.
 TEST_F(SharedSession, GivesTheAnswersOfDataForAnyMixOfSharedAndData) {
   struct Way {
     double norm_type;
     bool per_tensor;
     bool nonfinite;
   };
+  HostDevices devices(*backend_);
   uint64_t seed = 1;
   for (const Way way : {Way{2, false, false}, Way{2, true, true}, Way{1, true, false},
                         Way{kInfinity, false, true}, Way{kInfinity, true, false}}) {
     Case made = AllKinds(seed, way.norm_type, way.per_tensor, way.nonfinite);
+    devices_ = nullptr;
     Restart();
     Run(made.start, made.bytes);
     const std::string expected_result = result().SerializeAsString();
     const std::string expected = ClippedBytes();
-    for (int round = 0; round < 8; ++round) {
+    for (int round = 0; round < 12; ++round) {
       SCOPED_TRACE(testing::Message() << way.norm_type << " round " << round);
       std::mt19937_64 random(++seed);
-      std::vector<std::pair<size_t, size_t>> cuts = SomeElementStarts(made, random, round + 1);
+      devices_ = round % 2 == 1 ? &devices : nullptr;
+      devices.set_slots(1 + round % 3);
+      std::vector<std::pair<size_t, size_t>> cuts = SomeElementStarts(made, random, round % 8 + 1);
       cuts.emplace_back(made.bytes.size(), 0);
 
       Memory memory(made.bytes.size() * 2 + 100'000);
@@ -218,7 +152,8 @@ TEST_F(SharedSession, GivesTheAnswersOfDataForAnyMixOfSharedAndData) {
       };
       for (const auto& [to, size] : cuts) {
         const std::string_view part = std::string_view(made.bytes).substr(from, to - from);
-        if (round == 0 || random() % 3 != 0) {
+        const bool for_device = devices_ != nullptr && to < made.bytes.size() / 2;
+        if (round == 0 || (random() % 3 != 0 && !for_device)) {
           if (random() % 2 == 0) free += 8 * (random() % 100);
           free = (free + element - 1) / element * element;
           memory.Write(free, part);
@@ -246,6 +181,11 @@ TEST_F(SharedSession, GivesTheAnswersOfDataForAnyMixOfSharedAndData) {
       EXPECT_EQ(result().gradient_follows(), data_bytes > 0);
       v1::ClipResult same = result();
       same.set_gradient_follows(true);
+      if (session_->shared_bytes() == 0) {
+        EXPECT_EQ(same.norm().backend(),
+                  devices_ == nullptr ? backend_->name() : HostDevices::kName);
+        same.mutable_norm()->set_backend(std::string(backend_->name()));
+      }
       EXPECT_EQ(same.SerializeAsString(), expected_result);
       const std::string back = ClippedBytes();
       ASSERT_EQ(back.size(), data_bytes);
@@ -259,6 +199,8 @@ TEST_F(SharedSession, GivesTheAnswersOfDataForAnyMixOfSharedAndData) {
       }
     }
   }
+  session_.reset();  // it may hold a queue
+  EXPECT_GT(devices.opened(), 10u);
 }
 
 TEST_F(SharedSession, GivesTheNormOfDataForOtherNorms) {

@@ -23,6 +23,12 @@ using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
 
+std::vector<std::string> NamesOf(const Devices& devices) {
+  std::vector<std::string> names;
+  for (const Devices::State& device : devices.states()) names.push_back(device.name);
+  return names;
+}
+
 class CudaQueueTest : public testing::Test {
  protected:
   ~CudaQueueTest() override {
@@ -209,6 +215,8 @@ TEST_F(CudaQueueTest, OtherDevicesTakeOverFromOneThatHasFailed) {
   emulated_cuda::FailCall("cudaEventSynchronize", 1, cudaErrorLaunchFailure, true);
   EXPECT_EQ(Run(gradient, true).code(), absl::StatusCode::kUnavailable);
   EXPECT_THAT(failed_, ElementsAre(ran_on_));
+  EXPECT_FALSE(devices_->states()[0].usable);
+  EXPECT_TRUE(devices_->states()[1].usable);
   const std::string first = ran_on_;
   ASSERT_EQ(Run(gradient, true), absl::OkStatus());
   EXPECT_NE(ran_on_, first);
@@ -240,7 +248,12 @@ TEST_F(CudaQueueTest, KeepsNoMoreThanItsMemoryBudget) {
   absl::StatusOr<std::unique_ptr<DeviceQueue>> all = devices_->Open(5, true);
   ASSERT_TRUE(all.ok()) << all.status();
   EXPECT_EQ(devices_->Open(1, true).status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(devices_->states()[0].memory_bytes, 5 * sizeof(Piece));
+  EXPECT_EQ(devices_->states()[0].used_bytes, 5 * sizeof(Piece));
+  EXPECT_EQ(devices_->states()[0].queues, 1u);
   all->reset();
+  EXPECT_EQ(devices_->states()[0].used_bytes, 0u);
+  EXPECT_EQ(devices_->states()[0].queues, 0u);
   EXPECT_TRUE(devices_->Open(5, true).ok());
   EXPECT_LE(emulated_cuda::CountLive().device_bytes, budget);
 }
@@ -295,7 +308,7 @@ TEST_F(CudaChoice, LeavesOutDevicesThatItHasNoCodeFor) {
   EXPECT_TRUE(choices[1].usable);
   EXPECT_THAT(choices[1].detail, AllOf(HasSubstr("New"), HasSubstr("9.0"), HasSubstr("GiB")));
   ASSERT_EQ(OpenDevices(), absl::OkStatus());
-  EXPECT_THAT(devices_->names(), ElementsAre("cuda/1"));
+  EXPECT_THAT(NamesOf(*devices_), ElementsAre("cuda/1"));
   const absl::Status named = OpenDevices({.devices = {1, 0}});
   EXPECT_EQ(named.code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_THAT(std::string(named.message()), HasSubstr("cuda/0 can't be used: Old"));
@@ -306,7 +319,7 @@ TEST_F(CudaChoice, LeavesOutDevicesWhoseKernelsCannotBeLoaded) {
   options.devices = {{.has_kernel_image = false}, {}};
   emulated_cuda::Reset(options);
   ASSERT_EQ(OpenDevices(), absl::OkStatus());
-  EXPECT_THAT(devices_->names(), ElementsAre("cuda/1"));
+  EXPECT_THAT(NamesOf(*devices_), ElementsAre("cuda/1"));
   EXPECT_THAT(std::string(OpenDevices({.devices = {0}}).message()),
               HasSubstr("cudaErrorNoKernelImageForDevice"));
 }
