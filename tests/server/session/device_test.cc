@@ -12,7 +12,6 @@
 
 #include "absl/cleanup/cleanup.h"
 #include "server/memory/budget.h"
-#include "server/session/slot_plan.h"
 #include "server/shm/registry.h"
 #include "tests/server/session/gradients.h"
 #include "tests/server/session/host_device.h"
@@ -302,20 +301,6 @@ TEST_F(DeviceSession, StaysOnTheHostForOtherNormsAndGivenOnes) {
   EXPECT_EQ(result().norm().backend(), backend_->name());
   EXPECT_EQ(Ask(ClipStart(1, 0), "").backend, backend_->name());
   EXPECT_EQ(devices().calls(), 0u);
-}
-
-TEST_F(DeviceSession, CountsSlotsOfAnyGradientAtOnce) {
-  v1::ClipGradNormStart start;
-  *start.add_tensors() = TensorOf(v1::DTYPE_FLOAT32, {3});
-  *start.add_tensors() = TensorOf(v1::DTYPE_FLOAT16, {int64_t{1} << 61});
-  *start.add_tensors() = TensorOf(v1::DTYPE_FLOAT32, {1});
-  start.set_max_norm(1);
-  start.set_reply(v1::REPLY_COEFFICIENT);
-  Restart();
-  ASSERT_EQ(Send(start), absl::OkStatus());
-  ASSERT_EQ(Send(Bytes<float>({1})), absl::OkStatus());
-  // The first slot has 16 bytes of others and so a block less; the last one has that and F32.
-  EXPECT_EQ(devices().promised_slots(), (uint64_t{1} << 41) + 1);
 }
 
 TEST_F(DeviceSession, LeavesNothingOpenWhereACallIsAbandonedOrRefused) {
