@@ -15,7 +15,12 @@ elseif(GRADCLIP_CUDA STREQUAL AUTO AND NOT CMAKE_CROSSCOMPILING AND NOT GRADCLIP
   include(CheckLanguage)
   check_language(CUDA)
   if(CMAKE_CUDA_COMPILER)
-    set(GRADCLIP_HAS_CUDA ON)
+    execute_process(COMMAND ${CMAKE_CUDA_COMPILER} --list-gpu-arch OUTPUT_VARIABLE architectures)
+    if(architectures MATCHES "compute_120")
+      set(GRADCLIP_HAS_CUDA ON)
+    else()
+      message(STATUS "${CMAKE_CUDA_COMPILER} is older than 12.8, which the CUDA backend needs")
+    endif()
   endif()
 endif()
 
@@ -23,7 +28,7 @@ if(GRADCLIP_HAS_CUDA)
   if(GRADCLIP_CCACHE AND NOT CMAKE_CUDA_COMPILER_LAUNCHER)
     set(CMAKE_CUDA_COMPILER_LAUNCHER ${GRADCLIP_CCACHE})
   endif()
-  # Machine code for Turing to Blackwell, and PTX for what comes after.
+  # Machine code for servers' and desktops' GPUs from Turing to Blackwell, and PTX for what comes after.
   if(NOT CMAKE_CUDA_ARCHITECTURES)
     set(CMAKE_CUDA_ARCHITECTURES 75-real 80-real 86-real 89-real 90-real 100-real 120)
   endif()

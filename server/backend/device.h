@@ -9,6 +9,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -77,9 +78,13 @@ class Devices {
   };
   virtual std::vector<State> states() const = 0;
 
+  // Devices that could not be opened, though others were: why, by name.
+  virtual std::vector<std::pair<std::string, std::string>> left_out() const { return {}; }
+
   // A queue on the device that has the least to do, for a gradient of which `slots_filled` slots
-  // will be measured; keeps: they are kept. RESOURCE_EXHAUSTED where no device has memory left for
-  // that; UNAVAILABLE where all are out of use.
+  // will be measured; keeps: they are kept. Takes milliseconds where the device's memory is to be
+  // taken first. RESOURCE_EXHAUSTED where no device has memory left for that, or all have as many
+  // queues as they can; UNAVAILABLE where all are out of use.
   virtual absl::StatusOr<std::unique_ptr<DeviceQueue>> Open(uint64_t slots_filled, bool keeps) = 0;
 };
 

@@ -40,7 +40,13 @@ absl::StatusOr<std::unique_ptr<Compute>> Compute::Make(std::string_view name, Cu
 
   const absl::StatusOr<int> number = DeviceNumber(name, BackendNames(gpus));
   if (!number.ok()) return number.status();
-  if (*number >= 0) cuda.devices = {*number};
+  if (*number >= 0) {
+    if (!cuda.devices.empty() && cuda.devices != std::vector<int>{*number}) {
+      return absl::InvalidArgumentError(absl::StrFormat(
+          "--backend=%s and --cuda-devices name different devices; give one of the two", name));
+    }
+    cuda.devices = {*number};
+  }
   cuda.on_failure = [told = std::move(cuda.on_failure), &to = *compute](const std::string& device,
                                                                         const absl::Status& why) {
     {
@@ -52,6 +58,7 @@ absl::StatusOr<std::unique_ptr<Compute>> Compute::Make(std::string_view name, Cu
   absl::StatusOr<std::unique_ptr<Devices>> devices = OpenCudaDevices(cuda);
   if (devices.ok()) {
     compute->devices_ = *std::move(devices);
+    for (const auto& [device, why] : compute->left_out()) compute->failed_[device] = why;
   } else if (name == "auto" && cuda.devices.empty()) {
     compute->why_no_devices_ = std::string(devices.status().message());
   } else {
@@ -59,6 +66,11 @@ absl::StatusOr<std::unique_ptr<Compute>> Compute::Make(std::string_view name, Cu
         "%s; --backend takes one of: %s", devices.status().message(), BackendNames(gpus)));
   }
   return compute;
+}
+
+std::vector<std::pair<std::string, std::string>> Compute::left_out() const {
+  return devices_ == nullptr ? std::vector<std::pair<std::string, std::string>>()
+                             : devices_->left_out();
 }
 
 std::vector<std::string> Compute::names() const {

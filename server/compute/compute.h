@@ -9,6 +9,7 @@
 #include <mutex>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -35,6 +36,9 @@ class Compute {
   // Why there are no devices though "auto" would have taken them; empty otherwise.
   const std::string& why_no_devices() const { return why_no_devices_; }
 
+  // Devices that are left out though they were asked for, and why.
+  std::vector<std::pair<std::string, std::string>> left_out() const;
+
   // The names of all that calls may work with: devices, and the host's.
   std::vector<std::string> names() const;
 
@@ -50,7 +54,7 @@ class Compute {
   std::unique_ptr<Backend> host_;
   mutable std::mutex mutex_;
   std::map<std::string, std::string> failed_;  // why, by the device's name; guarded by mutex_
-  std::unique_ptr<Devices> devices_;           // last, as its threads note what has failed
+  std::unique_ptr<Devices> devices_;           // last, as those who use it note what has failed
 };
 
 }  // namespace gradclip

@@ -65,7 +65,6 @@ std::string RandomInstance() {
   return absl::StrFormat("%08x%08x", device(), device());
 }
 
-// A machine without a GPU is the usual one; who expects one finds out why it is not used.
 absl::StatusOr<std::unique_ptr<Compute>> MakeCompute(const Options& options, Log& log) {
   const DeviceMemory& memory = options.cuda_memory_budget;
   CudaOptions cuda;
@@ -76,13 +75,7 @@ absl::StatusOr<std::unique_ptr<Compute>> MakeCompute(const Options& options, Log
     log.Error("a device has failed and is used no more until the server is started again",
               {{"device", device}, {"why", why.message()}});
   };
-  absl::StatusOr<std::unique_ptr<Compute>> compute =
-      Compute::Make(options.backend, std::move(cuda));
-  if (compute.ok() && !(*compute)->why_no_devices().empty()) {
-    log.Info("no GPU is used",
-             {{"why", (*compute)->why_no_devices()}, {"backend", (*compute)->name()}});
-  }
-  return compute;
+  return Compute::Make(options.backend, std::move(cuda));
 }
 
 absl::StatusOr<std::unique_ptr<Store>> MakeStore(const Options& options, Log& log) {
@@ -191,6 +184,13 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const Options& options, Lo
   std::unique_ptr<Server> server(new Server(options, *std::move(compute), *std::move(groups), log));
   if (absl::Status followed = server->Follow(options); !followed.ok()) return followed;
   if (absl::Status listening = server->Listen(options); !listening.ok()) return listening;
+  // A machine without a GPU is the usual one; who expects one finds out why it is not used.
+  if (const std::string& why = server->compute_->why_no_devices(); !why.empty()) {
+    log.Info("no GPU is used", {{"why", why}, {"backend", server->compute_->name()}});
+  }
+  for (const auto& [device, why] : server->compute_->left_out()) {
+    log.Warning("a GPU is not used", {{"device", device}, {"why", why}});
+  }
   return server;
 }
 

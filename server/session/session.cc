@@ -174,8 +174,8 @@ absl::Status Session::ChooseDevice() {
   if (means_.host_on_device_error) return absl::OkStatus();
   if (!absl::IsResourceExhausted(device.status())) return device.status();
   return absl::ResourceExhaustedError(absl::StrFormat(
-      "no device has memory left for a gradient of %d bytes (--cuda-memory-budget): %s. Try later; "
-      "with --on-gpu-error=cpu the host takes such calls",
+      "no device can take a gradient of %d bytes now: %s. Try later; with --on-gpu-error=cpu the "
+      "host takes such calls",
       spec_.gradient_bytes, device.status().message()));
 }
 

@@ -1,6 +1,9 @@
 #include "server/backend/cuda/cuda_device.h"
 
 #include <algorithm>
+#include <chrono>
+#include <thread>
+#include <tuple>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -13,12 +16,17 @@ namespace {
 // Pieces come from the driver so many at a time, which takes a while: 33 MiB.
 constexpr uint64_t kSlabPieces = 16;
 
+// A slot of 2 MiB takes the device some 100 us; what is waited for may be behind that of others.
+constexpr std::chrono::seconds kMostPatience{30};
+constexpr std::chrono::microseconds kShortestPause{10};
+constexpr std::chrono::microseconds kLongestPause{1000};
+
 }  // namespace
 
 CudaDevice::CudaDevice(int number, uint64_t memory_budget, OnFailure on_failure)
     : number_(number),
       name_(absl::StrCat("cuda/", number)),
-      most_pieces_(memory_budget / sizeof(Piece)),
+      most_pieces_(memory_budget / sizeof(DevicePiece)),
       on_failure_(std::move(on_failure)) {}
 
 absl::StatusOr<std::unique_ptr<CudaDevice>> CudaDevice::Open(int number, uint64_t memory_budget,
@@ -29,6 +37,12 @@ absl::StatusOr<std::unique_ptr<CudaDevice>> CudaDevice::Open(int number, uint64_
 }
 
 absl::Status CudaDevice::Begin() {
+  constexpr uint64_t kFewestPieces = std::tuple_size_v<decltype(Pipeline::slots)>;
+  if (most_pieces_ < kFewestPieces) {
+    return absl::FailedPreconditionError(absl::StrFormat(
+        "fewer than %d bytes of its memory are free, or may be used (--cuda-memory-budget)",
+        kFewestPieces * sizeof(DevicePiece)));
+  }
   CudaCalls calls;
   calls.Ok("cudaSetDevice", cudaSetDevice(number_)) &&
       calls.Ok("cudaFuncGetAttributes", CheckKernels()) &&
@@ -37,16 +51,11 @@ absl::Status CudaDevice::Begin() {
   return Check(calls);
 }
 
-// Where the device has failed, so does giving anything back to it, and the driver has done so
-// already.
+// Where the device has failed, so would giving anything back to it: it goes with the process.
 CudaDevice::~CudaDevice() {
   if (!MakeCurrent().ok()) return;
   for (const std::unique_ptr<Pipeline>& pipeline : idle_) (void)Destroy(*pipeline);
-  for (void* slab : slabs_) {
-    CudaCalls calls;
-    calls.Ok("cudaFree", cudaFree(slab));
-    (void)Check(calls);
-  }
+  FreeSlabs(slabs_);
 }
 
 absl::Status CudaDevice::state() const {
@@ -56,13 +65,28 @@ absl::Status CudaDevice::state() const {
 
 uint64_t CudaDevice::used_bytes() const {
   const std::lock_guard lock(mutex_);
-  return (pieces_ - free_pieces_.size()) * sizeof(Piece);
+  return (pieces_ - free_pieces_.size()) * sizeof(DevicePiece);
 }
 
 absl::Status CudaDevice::MakeCurrent() {
   if (absl::Status usable = state(); !usable.ok()) return usable;
   CudaCalls calls;
   calls.Ok("cudaSetDevice", cudaSetDevice(number_));
+  return Check(calls);
+}
+
+absl::Status CudaDevice::Await(const char* call, absl::FunctionRef<cudaError_t()> query) {
+  const auto begin = std::chrono::steady_clock::now();
+  auto pause = kShortestPause;
+  CudaCalls calls;
+  while (!calls.Ok(call, query()) && calls.error == cudaErrorNotReady) {
+    if (std::chrono::steady_clock::now() - begin > kMostPatience) {
+      return Fail(
+          absl::StrFormat("%s: it has not answered for %d s", name_, kMostPatience.count()));
+    }
+    std::this_thread::sleep_for(pause);
+    pause = std::min(2 * pause, kLongestPause);
+  }
   return Check(calls);
 }
 
@@ -125,17 +149,15 @@ absl::Status CudaDevice::Make(Pipeline& pipeline) {
     return calls.Ok("cudaStreamCreateWithFlags",
                     cudaStreamCreateWithFlags(stream, cudaStreamNonBlocking));
   };
-  // A thread that waits sleeps: it has a processor's time for others.
   const auto make_event = [&](cudaEvent_t* event) {
-    return calls.Ok(
-        "cudaEventCreateWithFlags",
-        cudaEventCreateWithFlags(event, cudaEventDisableTiming | cudaEventBlockingSync));
+    return calls.Ok("cudaEventCreateWithFlags",
+                    cudaEventCreateWithFlags(event, cudaEventDisableTiming));
   };
   bool ok = make_stream(&pipeline.copies) && make_stream(&pipeline.kernels);
   for (Slot& slot : pipeline.slots) {
     ok = ok &&
          calls.Ok("cudaHostAlloc", cudaHostAlloc(reinterpret_cast<void**>(&slot.host),
-                                                 sizeof(Piece), cudaHostAllocPortable)) &&
+                                                 sizeof(DevicePiece), cudaHostAllocPortable)) &&
          make_event(&slot.brought) && make_event(&slot.done);
   }
   return Check(calls);
@@ -156,9 +178,9 @@ absl::Status CudaDevice::Destroy(const Pipeline& pipeline) {
   return Check(calls);
 }
 
-absl::StatusOr<std::vector<Piece*>> CudaDevice::TakePieces(uint64_t count) {
+absl::StatusOr<std::vector<DevicePiece*>> CudaDevice::TakePieces(uint64_t count) {
   const std::lock_guard allocating(allocating_);
-  uint64_t slabs = 0;
+  uint64_t missing = 0;
   {
     const std::lock_guard lock(mutex_);
     const uint64_t free = free_pieces_.size();
@@ -166,34 +188,49 @@ absl::StatusOr<std::vector<Piece*>> CudaDevice::TakePieces(uint64_t count) {
       return absl::ResourceExhaustedError(absl::StrFormat(
           "%s: %d bytes of its memory are needed, and %d of the %d that may be used are free "
           "(--cuda-memory-budget)",
-          name_, count * sizeof(Piece), (most_pieces_ - pieces_ + free) * sizeof(Piece),
-          most_pieces_ * sizeof(Piece)));
+          name_, count * sizeof(DevicePiece), (most_pieces_ - pieces_ + free) * sizeof(DevicePiece),
+          most_pieces_ * sizeof(DevicePiece)));
     }
-    slabs = count > free ? (count - free + kSlabPieces - 1) / kSlabPieces : 0;
+    missing = count > free ? count - free : 0;
   }
-  for (; slabs > 0; --slabs) {
-    if (absl::Status added = AddPieces(); !added.ok()) return added;
-  }
+  if (absl::Status added = AddPieces(missing); !added.ok()) return added;
   const std::lock_guard lock(mutex_);
-  std::vector<Piece*> taken(free_pieces_.end() - static_cast<ptrdiff_t>(count), free_pieces_.end());
+  std::vector<DevicePiece*> taken(free_pieces_.end() - static_cast<ptrdiff_t>(count),
+                                  free_pieces_.end());
   free_pieces_.resize(free_pieces_.size() - count);
   return taken;
 }
 
-absl::Status CudaDevice::AddPieces() {
-  const uint64_t count = std::min(kSlabPieces, most_pieces_ - pieces_);
-  void* slab = nullptr;
-  CudaCalls calls;
-  calls.Ok("cudaMalloc", cudaMalloc(&slab, count * sizeof(Piece)));
-  if (absl::Status made = Check(calls); !made.ok()) return made;
+absl::Status CudaDevice::AddPieces(uint64_t count) {
+  std::vector<void*> slabs;
+  std::vector<DevicePiece*> pieces;
+  while (pieces.size() < count) {
+    const uint64_t now = std::min(kSlabPieces, most_pieces_ - pieces_ - pieces.size());
+    void* slab = nullptr;
+    CudaCalls calls;
+    calls.Ok("cudaMalloc", cudaMalloc(&slab, now * sizeof(DevicePiece)));
+    if (absl::Status made = Check(calls); !made.ok()) {
+      FreeSlabs(slabs);  // who else uses the device may need them
+      return made;
+    }
+    slabs.push_back(slab);
+    for (uint64_t i = 0; i < now; ++i) pieces.push_back(static_cast<DevicePiece*>(slab) + i);
+  }
   const std::lock_guard lock(mutex_);
-  slabs_.push_back(slab);
-  pieces_ += count;
-  for (uint64_t i = 0; i < count; ++i) free_pieces_.push_back(static_cast<Piece*>(slab) + i);
+  slabs_.insert(slabs_.end(), slabs.begin(), slabs.end());
+  free_pieces_.insert(free_pieces_.end(), pieces.begin(), pieces.end());
+  pieces_ += pieces.size();
   return absl::OkStatus();
 }
 
-void CudaDevice::GivePieces(const std::vector<Piece*>& pieces) {
+void CudaDevice::FreeSlabs(const std::vector<void*>& slabs) {
+  CudaCalls calls;
+  bool ok = true;
+  for (void* slab : slabs) ok = ok && calls.Ok("cudaFree", cudaFree(slab));
+  (void)Check(calls);
+}
+
+void CudaDevice::GivePieces(const std::vector<DevicePiece*>& pieces) {
   const std::lock_guard lock(mutex_);
   free_pieces_.insert(free_pieces_.end(), pieces.begin(), pieces.end());
 }

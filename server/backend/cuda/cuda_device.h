@@ -14,9 +14,10 @@
 #include <string>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "server/backend/cuda/piece.h"
+#include "server/backend/cuda/device_piece.h"
 
 namespace gradclip {
 
@@ -42,7 +43,8 @@ class CudaDevice {
   using OnFailure = std::function<void(const std::string& name, const absl::Status& why)>;
 
   // Device `number`. memory_budget: bytes that pieces may take of its memory. UNAVAILABLE where it
-  // can't be used.
+  // can't be used; FAILED_PRECONDITION where the budget is below what a call needs that keeps
+  // nothing, 3 pieces.
   static absl::StatusOr<std::unique_ptr<CudaDevice>> Open(int number, uint64_t memory_budget,
                                                           OnFailure on_failure);
   ~CudaDevice();  // REQUIRES: all pieces and pipelines are back
@@ -55,14 +57,16 @@ class CudaDevice {
 
   // OK until the device fails, and never again afterwards: then UNAVAILABLE, with the reason.
   absl::Status state() const;
-  uint64_t memory_bytes() const { return most_pieces_ * sizeof(Piece); }  // that pieces may take
-  uint64_t used_bytes() const;                                            // that they do
+  uint64_t memory_bytes() const {
+    return most_pieces_ * sizeof(DevicePiece);
+  }                             // that pieces may take
+  uint64_t used_bytes() const;  // that they do
   // Pipelines in use.
   uint64_t load() const { return load_.load(std::memory_order_relaxed); }
 
   // Two streams, so that bytes come while others are measured, and slots with their events.
   struct Slot {
-    Piece* host = nullptr;          // pinned
+    DevicePiece* host = nullptr;    // pinned
     cudaEvent_t brought = nullptr;  // the slot's bytes are on the device
     cudaEvent_t done = nullptr;     // what was asked for is back in the slot
   };
@@ -77,11 +81,14 @@ class CudaDevice {
   void GivePipeline(std::unique_ptr<Pipeline> pipeline);
 
   // All or none. RESOURCE_EXHAUSTED over the budget, or where the device's memory is.
-  absl::StatusOr<std::vector<Piece*>> TakePieces(uint64_t count);
-  void GivePieces(const std::vector<Piece*>& pieces);
+  absl::StatusOr<std::vector<DevicePiece*>> TakePieces(uint64_t count);
+  void GivePieces(const std::vector<DevicePiece*>& pieces);
 
   // Makes the device the calling thread's own, as every use of it needs.
   absl::Status MakeCurrent();
+  // Waits until `query` no longer returns cudaErrorNotReady: `call` is its name. A device that has
+  // not come to an end after a while has failed: nobody waits for ever.
+  absl::Status Await(const char* call, absl::FunctionRef<cudaError_t()> query);
   // What came of the calls. Whatever is not a lack of memory means that the device has failed.
   absl::Status Check(const CudaCalls& calls);
 
@@ -91,7 +98,9 @@ class CudaDevice {
   absl::Status Begin();
   absl::Status Make(Pipeline& pipeline);
   absl::Status Destroy(const Pipeline& pipeline);
-  absl::Status AddPieces();  // REQUIRES: allocating_
+  // At least so many. REQUIRES: allocating_; the budget has room for them.
+  absl::Status AddPieces(uint64_t count);
+  void FreeSlabs(const std::vector<void*>& slabs);
   absl::Status Fail(std::string why);
 
   const int number_;
@@ -109,7 +118,7 @@ class CudaDevice {
   size_t pipelines_ = 0;
   std::vector<void*> slabs_;  // what pieces are cut from
   uint64_t pieces_ = 0;       // of all slabs
-  std::vector<Piece*> free_pieces_;
+  std::vector<DevicePiece*> free_pieces_;
 };
 
 }  // namespace gradclip

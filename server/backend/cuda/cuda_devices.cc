@@ -87,8 +87,11 @@ absl::StatusOr<std::unique_ptr<CudaDevice>> OpenOne(int number, const CudaOption
 
 class CudaDevices final : public Devices {
  public:
-  explicit CudaDevices(std::vector<std::unique_ptr<CudaDevice>> devices)
-      : devices_(std::move(devices)) {}
+  CudaDevices(std::vector<std::unique_ptr<CudaDevice>> devices,
+              std::vector<std::pair<std::string, std::string>> left_out)
+      : devices_(std::move(devices)), left_out_(std::move(left_out)) {}
+
+  std::vector<std::pair<std::string, std::string>> left_out() const override { return left_out_; }
 
   std::vector<State> states() const override {
     std::vector<State> states;
@@ -127,6 +130,7 @@ class CudaDevices final : public Devices {
 
  private:
   const std::vector<std::unique_ptr<CudaDevice>> devices_;
+  const std::vector<std::pair<std::string, std::string>> left_out_;
 };
 
 }  // namespace
@@ -145,7 +149,7 @@ std::vector<BackendChoice> ListCudaDevices() {
 absl::StatusOr<std::unique_ptr<Devices>> OpenCudaDevices(const CudaOptions& options) {
   const std::vector<BackendChoice> choices = ListCudaDevices();
   const auto refused = [](absl::string_view name, absl::string_view why) {
-    return absl::FailedPreconditionError(absl::StrCat(name, " can't be used: ", why));
+    return absl::FailedPreconditionError(absl::StrCat(name, " cannot be used: ", why));
   };
   std::vector<int> numbers = options.devices;
   const bool named = !numbers.empty();
@@ -154,7 +158,7 @@ absl::StatusOr<std::unique_ptr<Devices>> OpenCudaDevices(const CudaOptions& opti
     for (size_t i = 0; i < choices.size(); ++i) numbers.push_back(static_cast<int>(i));
   }
   std::vector<std::unique_ptr<CudaDevice>> devices;
-  std::vector<std::string> reasons;
+  std::vector<std::pair<std::string, std::string>> left_out;
   for (const int number : numbers) {
     const std::string name = absl::StrCat("cuda/", number);
     std::string why;
@@ -170,10 +174,12 @@ absl::StatusOr<std::unique_ptr<Devices>> OpenCudaDevices(const CudaOptions& opti
       why = std::string(device.status().message());
     }
     if (named) return refused(name, why);
-    reasons.push_back(absl::StrCat(name, ": ", why));
+    left_out.emplace_back(name, why);
   }
-  if (devices.empty()) return refused("cuda", absl::StrJoin(reasons, "; "));
-  return std::make_unique<CudaDevices>(std::move(devices));
+  if (devices.empty()) {
+    return refused("cuda", absl::StrJoin(left_out, "; ", absl::PairFormatter(": ")));
+  }
+  return std::make_unique<CudaDevices>(std::move(devices), std::move(left_out));
 }
 
 }  // namespace gradclip

@@ -13,7 +13,7 @@ absl::StatusOr<std::unique_ptr<DeviceQueue>> CudaQueue::Open(CudaDevice& device,
   absl::StatusOr<std::unique_ptr<CudaDevice::Pipeline>> pipeline = device.TakePipeline();
   if (!pipeline.ok()) return pipeline.status();
   const uint64_t slots = (*pipeline)->slots.size();
-  absl::StatusOr<std::vector<Piece*>> pieces =
+  absl::StatusOr<std::vector<DevicePiece*>> pieces =
       device.TakePieces(keeps ? slots_filled : std::min(slots_filled, slots));
   if (!pieces.ok()) {
     device.GivePipeline(*std::move(pipeline));
@@ -25,11 +25,9 @@ absl::StatusOr<std::unique_ptr<DeviceQueue>> CudaQueue::Open(CudaDevice& device,
 
 CudaQueue::~CudaQueue() {
   // Nothing that is under way may meet the next call's work.
-  if (device_.MakeCurrent().ok()) {
-    CudaCalls calls;
-    calls.Ok("cudaStreamSynchronize", cudaStreamSynchronize(pipeline_->copies)) &&
-        calls.Ok("cudaStreamSynchronize", cudaStreamSynchronize(pipeline_->kernels));
-    (void)device_.Check(calls);
+  for (cudaStream_t stream : {pipeline_->copies, pipeline_->kernels}) {
+    if (!device_.MakeCurrent().ok()) break;
+    (void)device_.Await("cudaStreamQuery", [&] { return cudaStreamQuery(stream); });
   }
   device_.GivePieces(pieces_);
   device_.GivePipeline(std::move(pipeline_));
@@ -48,7 +46,7 @@ absl::Status CudaQueue::Note(const CudaCalls& calls) {
 absl::Status CudaQueue::Measure(size_t slot, size_t bytes, std::span<const DeviceRun> runs,
                                 NormKind kind, bool per_block) {
   if (absl::Status begun = Begin(); !begun.ok()) return begun;
-  Piece& piece = *pieces_[keeps_ ? contents_.size() : slot];
+  DevicePiece& piece = *pieces_[keeps_ ? contents_.size() : slot];
   Content content = {bytes, {piece.runs, static_cast<uint32_t>(runs.size()), 0}};
   const auto& [host, brought, done] = pipeline_->slots[slot];
   host->tally = EmptyTally();
@@ -90,9 +88,8 @@ absl::Status CudaQueue::Measure(size_t slot, size_t bytes, std::span<const Devic
 absl::StatusOr<DeviceFound> CudaQueue::Await(size_t slot) {
   if (absl::Status begun = Begin(); !begun.ok()) return begun;
   const auto& [host, brought, done] = pipeline_->slots[slot];
-  CudaCalls calls;
-  calls.Ok("cudaEventSynchronize", cudaEventSynchronize(done));
-  if (absl::Status awaited = Note(calls); !awaited.ok()) return awaited;
+  status_ = device_.Await("cudaEventQuery", [event = done] { return cudaEventQuery(event); });
+  if (!status_.ok()) return status_;
   return DeviceFound{&host->tally, {host->found, found_[slot]}};
 }
 

@@ -42,7 +42,7 @@ class CudaQueue final : public DeviceQueue {
   };
 
   CudaQueue(CudaDevice& device, std::unique_ptr<CudaDevice::Pipeline> pipeline,
-            std::vector<Piece*> pieces, bool keeps)
+            std::vector<DevicePiece*> pieces, bool keeps)
       : device_(device),
         pipeline_(std::move(pipeline)),
         pieces_(std::move(pieces)),
@@ -55,7 +55,8 @@ class CudaQueue final : public DeviceQueue {
 
   CudaDevice& device_;
   std::unique_ptr<CudaDevice::Pipeline> pipeline_;
-  const std::vector<Piece*> pieces_;  // keeps_: in the order of Measure(); else one for each slot
+  const std::vector<DevicePiece*>
+      pieces_;  // keeps_: in the order of Measure(); else one for each slot
   const bool keeps_;
   absl::Status status_;
   std::vector<Content> contents_;       // keeps_: of the pieces that there are

@@ -293,8 +293,21 @@ cudaError_t LaunchScale(cudaStream_t stream, int multiprocessors, DeviceRuns run
 }
 
 cudaError_t CheckKernels() {
-  cudaFuncAttributes attributes;
-  return cudaFuncGetAttributes(&attributes, cuda::Scale);
+  const void* const kernels[] = {
+      reinterpret_cast<const void*>(cuda::Measure<NormKind::kMagnitudes>),
+      reinterpret_cast<const void*>(cuda::Measure<NormKind::kSquares>),
+      reinterpret_cast<const void*>(cuda::Measure<NormKind::kLargest>),
+      reinterpret_cast<const void*>(cuda::Scale),
+      reinterpret_cast<const void*>(cuda::ScaleInDouble),
+      reinterpret_cast<const void*>(cuda::AssignZero)};
+  for (const void* kernel : kernels) {
+    cudaFuncAttributes attributes;
+    if (const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+        error != cudaSuccess) {
+      return error;
+    }
+  }
+  return cudaSuccess;
 }
 
 }  // namespace gradclip

@@ -38,8 +38,8 @@ cudaError_t LaunchMeasure(cudaStream_t stream, int multiprocessors, NormKind kin
 cudaError_t LaunchScale(cudaStream_t stream, int multiprocessors, DeviceRuns runs,
                         const ScaleFactor& factor);
 
-// Whether this build has code for the device that is current: cudaErrorNoKernelImageForDevice where
-// not.
+// Loads the kernels, so that no call has to. cudaErrorNoKernelImageForDevice where this build has
+// no code for the device that is current.
 cudaError_t CheckKernels();
 
 }  // namespace gradclip

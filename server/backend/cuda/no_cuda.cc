@@ -14,7 +14,7 @@ std::vector<BackendChoice> ListCudaDevices() {
 }
 
 absl::StatusOr<std::unique_ptr<Devices>> OpenCudaDevices(const CudaOptions& /*options*/) {
-  return absl::FailedPreconditionError(absl::StrCat("cuda can't be used: ", kWhy));
+  return absl::FailedPreconditionError(absl::StrCat("cuda cannot be used: ", kWhy));
 }
 
 }  // namespace gradclip

@@ -109,12 +109,29 @@ TEST_F(ComputeChoice, RefusesWhatIsNotThereAndListsWhatIs) {
   for (const std::string name : {"cuda/0", "cuda/2"}) {
     const absl::Status status = Choose(name);
     EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << status;
-    EXPECT_THAT(std::string(status.message()), HasSubstr(name + " can't be used: "));
+    EXPECT_THAT(std::string(status.message()), HasSubstr(name + " cannot be used: "));
   }
+  const absl::Status both = Choose("cuda/1", {.devices = {0}});
+  EXPECT_EQ(both.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(both.message()), HasSubstr("--cuda-devices"));
   // Who names devices wants them.
   EXPECT_EQ(Choose("auto", {.devices = {0}}).code(), absl::StatusCode::kFailedPrecondition);
   Machine({});
   EXPECT_EQ(Choose("cuda").code(), absl::StatusCode::kFailedPrecondition);
+}
+
+TEST_F(ComputeChoice, SaysWhyADeviceIsLeftOut) {
+  Machine({{.memory = size_t{4} << 20}, {}});
+  ASSERT_EQ(Choose("auto"), absl::OkStatus());
+  EXPECT_EQ(compute_->name(), "cuda/1");
+  ASSERT_EQ(compute_->left_out().size(), 1u);
+  EXPECT_EQ(compute_->left_out()[0].first, "cuda/0");
+  EXPECT_THAT(compute_->left_out()[0].second, HasSubstr("--cuda-memory-budget"));
+  for (const BackendChoice& choice : compute_->Choices()) {
+    if (choice.name != "cuda/0") continue;
+    EXPECT_FALSE(choice.usable);
+    EXPECT_EQ(choice.detail, compute_->left_out()[0].second);
+  }
 }
 
 // Calls of a server that has chosen.
@@ -280,8 +297,9 @@ TEST_F(CallsOnGpus, RunSeveralAtOnceOnSeveralDevices) {
 
 TEST_F(CallsOnGpus, GoToTheHostWhereTheDevicesMemoryIsTaken) {
   Machine({{}});
-  ASSERT_EQ(Choose("cuda", {.memory_bytes = size_t{3} << 20}), absl::OkStatus());
-  const Case gradient = Gradient(v1::REPLY_GRADIENT);
+  ASSERT_EQ(Choose("cuda", {.memory_bytes = size_t{7} << 20}), absl::OkStatus());
+  Case gradient = MakeCase({{2'000'000}, {2'000'000}}, 1, 2, false, false);
+  gradient.start.set_reply(v1::REPLY_GRADIENT);
   const Answer host = Clip(gradient, nullptr);
   const Answer answer = Clip(gradient, compute_->devices());
   ExpectSame(answer, host);

@@ -1,7 +1,7 @@
 // How a slot lies in pinned host memory and a piece in a device's: alike, so that each part is one
 // copy. Plain data.
-#ifndef GRADCLIP_SERVER_BACKEND_CUDA_PIECE_H_
-#define GRADCLIP_SERVER_BACKEND_CUDA_PIECE_H_
+#ifndef GRADCLIP_SERVER_BACKEND_CUDA_DEVICE_PIECE_H_
+#define GRADCLIP_SERVER_BACKEND_CUDA_DEVICE_PIECE_H_
 
 #include <cstddef>
 
@@ -9,7 +9,7 @@
 
 namespace gradclip {
 
-struct alignas(256) Piece {
+struct alignas(256) DevicePiece {
   // Whole blocks, of elements of 2 bytes, and one short block for each run.
   static constexpr size_t kMostBlocks =
       DeviceQueue::kSlotBytes / (2 * kBlockElements) + DeviceQueue::kSlotRuns;
@@ -20,6 +20,9 @@ struct alignas(256) Piece {
   DeviceBlock found[kMostBlocks];
 };
 
+static_assert(offsetof(DevicePiece, runs) == offsetof(DevicePiece, tally) + sizeof(DeviceTally),
+              "tally and runs are one copy");
+
 }  // namespace gradclip
 
-#endif  // GRADCLIP_SERVER_BACKEND_CUDA_PIECE_H_
+#endif  // GRADCLIP_SERVER_BACKEND_CUDA_DEVICE_PIECE_H_
