@@ -50,16 +50,29 @@ def are_in(shared, parameters):
     return all(a.grad.data_ptr() == b.data_ptr() for a, b in zip(parameters, shared._views))
 
 
-@pytest.mark.parametrize(
-    "case", [case for case in CASES if "raises" not in case["torch"]], ids=lambda case: case["name"]
-)
-def test_golden_cases_have_the_bits_of_the_streamed_ones(case, sharing):
+# With compat, those that torch has operations for.
+WAYS = [
+    pytest.param(case, compat, id=f"{case['name']}-{compat}")
+    for compat in (None, "torch")
+    for case in CASES
+    if not (compat and "unsupported" in case["torch"])
+]
+
+
+@pytest.mark.parametrize(("case", "compat"), WAYS)
+def test_golden_cases_have_the_bits_of_the_streamed_ones(case, compat, sharing):
     shared, streamed = parameters_of(case), parameters_of(case)
+    options = {"error_if_nonfinite": case["error_if_nonfinite"], "compat": compat}
     limit, p = number(case["max_norm"]), number(case["norm_type"])
     with SharedGradients(shared, client=sharing, require_shared=True) as gradients:
-        norm = gradients.clip_grad_norm_(limit, p)
+        if "raises" in case["torch"]:
+            with pytest.raises(gradclip.NonfiniteGradientError):
+                gradients.clip_grad_norm_(limit, p, **options)
+            assert gradients.is_shared and same_bits(grads(shared), grads(streamed))
+            return
+        norm = gradients.clip_grad_norm_(limit, p, **options)
         assert gradients.is_shared
-    assert same_bits([norm], [clip_grad_norm_(streamed, limit, p, client=sharing)])
+    assert same_bits([norm], [clip_grad_norm_(streamed, limit, p, client=sharing, compat=compat)])
     assert same_bits(grads(shared), grads(streamed))
 
 
