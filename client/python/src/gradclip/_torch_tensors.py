@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable
-from typing import Optional, Union
+from typing import Any, Optional, Union
 
 import torch
 from torch import Tensor
@@ -124,13 +124,14 @@ def norm_as_torch(answer: NormAnswer, norm_type: float, tensors: list[Tensor]) -
     for dtype in set(dtypes):
         of_dtype = torch.tensor([one is dtype for one in dtypes])
         rounded[of_dtype] = norms[of_dtype].to(dtype).to(rounded.dtype)
-    total_norm: Tensor = torch.linalg.vector_norm(rounded, norm_type)
-    return total_norm.to(tensors[0].device)
+    total_norm: Tensor = torch.linalg.vector_norm(rounded, norm_type).to(tensors[0].device)
+    return total_norm
 
 
 def multiply_as_torch(grads: list[Tensor], max_norm: float, total_norm: Tensor) -> None:
     """By torch's coefficient, which has the dtype of total_norm, in torch's own arithmetic."""
-    coefficient = torch.clamp(max_norm / (total_norm + EPSILON), max=1.0)
+    ratio: Any = max_norm / (total_norm + EPSILON)
+    coefficient = torch.clamp(ratio, max=1.0)
     with torch.no_grad():
         for one in grads:
             one.mul_(coefficient.to(one.device))
