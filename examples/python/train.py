@@ -50,7 +50,7 @@ def prepare(settings: Settings) -> tuple[Text, Transformer]:
 
 
 def connect(settings: Settings) -> gradclip.Client:
-    return gradclip.connect(settings.server, timeout=60)
+    return gradclip.connect(settings.server, timeout=60, shared_bytes=0)
 
 
 def torch_norm(model: Transformer) -> float:

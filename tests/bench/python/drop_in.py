@@ -1,7 +1,8 @@
 """Times the Python client's ways of clipping beside those that a trainer has without it.
 
 One gradient, with the shapes of GPT-2 124M, in float32 and bfloat16, clipped and not clipped, by
-gradclip.torch.SharedGradients, by gradclip.torch.clip_grad_norm_, which streams, by
+gradclip.torch.SharedGradients ("shared"), by gradclip.torch.clip_grad_norm_, which copies the
+gradient to memory that the server reads ("copied") or is told to send it ("streamed"), by
 torch.nn.utils.clip_grad_norm_, and by optax.clip_by_global_norm where jax is installed. Each round
 has all of them, in changing order; a ratio is the median of the rounds' ratios.
 
@@ -14,6 +15,7 @@ import argparse
 import contextlib
 import datetime
 import importlib.util
+import itertools
 import os
 import pathlib
 import statistics
@@ -146,27 +148,29 @@ def print_row(
 
 def compare(what: str, shapes: list[tuple[int, ...]], dtype: str, rounds: int, server: str) -> None:
     """Prints the rows of one dtype."""
-    streamed, lent, own = (parameters_of(shapes, dtype) for _ in range(3))
+    lent, copied, streamed, own = (parameters_of(shapes, dtype) for _ in range(4))
     torchs = f"PyTorch {torch.__version__}"
     with (
         gradclip.connect(server) as client,
+        gradclip.connect(server, shared_bytes=0) as sending,
         SharedGradients(lent, client=client, require_shared=True) as shared,
     ):
         ways: dict[str, Clip] = {
             "shared": shared.clip_grad_norm_,
-            "streamed": lambda max_norm: clip_grad_norm_(streamed, max_norm, client=client),
+            "copied": lambda max_norm: clip_grad_norm_(copied, max_norm, client=client),
+            "streamed": lambda max_norm: clip_grad_norm_(streamed, max_norm, client=sending),
             torchs: lambda max_norm: torch.nn.utils.clip_grad_norm_(own, max_norm),
         }
         print(f"PyTorch's threads: {use_fastest_threads(ways[torchs])}")
-        pairs = [("shared", torchs), ("streamed", torchs)]
+        limits = [torchs]
         if has_optax():
             ways["optax"] = optax_clip(shapes, dtype)
-            pairs += [("shared", "optax"), ("streamed", "optax")]
+            limits.append("optax")
         gigabytes = sum(one.numel() * one.element_size() for one in own) / 1e9
         norm = float(shared.clip_grad_norm_(CLIPS_NOTHING))
         for how, goal in GOALS.items():
             seconds = measure(ways, rounds, norm if how == "clipped" else None)
-            for ours, limit in pairs:
+            for ours, limit in itertools.product(("shared", "copied", "streamed"), limits):
                 sought = goal if (ours, limit) == ("shared", torchs) else None
                 told = f"{what}, {how}, {ours} / {limit}"
                 print_row(told, seconds[ours], seconds[limit], gigabytes, sought)

@@ -25,7 +25,11 @@ def test_it_has_a_row_for_each_pair():
     assert done.returncode == 0, done.stderr
     for dtype in ("F32", "BF16"):
         for how, goal in (("clipped", "1.00"), ("not clipped", "1.80")):
-            for ours, judged in (("shared", rf"  >= {goal}  (yes|NO)"), ("streamed", "")):
+            for ours, judged in (
+                ("shared", rf"  >= {goal}  (yes|NO)"),
+                ("copied", ""),
+                ("streamed", ""),
+            ):
                 row = rf"^3 small tensors {dtype}, {how}, {ours} / PyTorch .* (\S+){judged} *$"
                 (ratio,) = re.finditer(row, done.stdout, re.MULTILINE)
                 assert float(ratio[1]) > 0

@@ -3,8 +3,9 @@
     from gradclip.torch import clip_grad_norm_
     total_norm = clip_grad_norm_(model.parameters(), max_norm=1.0)
 
-On the server's host, SharedGradients saves the sending. Gradients are sent, the coefficient comes
-back, and torch multiplies them in place. Norm and coefficient are GradClip's: exact where torch
+Gradients are sent, or copied to memory that a server on this host reads (shared_bytes of
+gradclip.connect), the coefficient comes back, and torch multiplies them in place. SharedGradients
+saves the copy, too. Norm and coefficient are GradClip's: exact where torch
 rounds, overflows or underflows. Otherwise they do what torch's functions are documented to do, but
 for this:
 
