@@ -151,7 +151,7 @@ def compare(what: str, shapes: list[tuple[int, ...]], dtype: str, rounds: int, s
     lent, copied, streamed, own = (parameters_of(shapes, dtype) for _ in range(4))
     torchs = f"PyTorch {torch.__version__}"
     with (
-        gradclip.connect(server) as client,
+        gradclip.connect(server, shared_bytes=1 << 30) as client,
         gradclip.connect(server, shared_bytes=0) as sending,
         SharedGradients(lent, client=client, require_shared=True) as shared,
     ):

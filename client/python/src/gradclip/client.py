@@ -57,7 +57,7 @@ def connect(
     connect_timeout: float = 5.0,
     retries: int = 4,
     message_bytes: int = 1 << 20,
-    shared_bytes: int = 1 << 30,
+    shared_bytes: int = 1 << 28,
 ) -> Client:
     """A client of the server at an address. It connects with the first call.
 
