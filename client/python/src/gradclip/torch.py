@@ -5,9 +5,8 @@
 
 Gradients are sent, or copied to memory that a server on this host reads (shared_bytes of
 gradclip.connect), the coefficient comes back, and torch multiplies them in place. SharedGradients
-saves the copy, too. Norm and coefficient are GradClip's: exact where torch
-rounds, overflows or underflows. Otherwise they do what torch's functions are documented to do, but
-for this:
+saves the copy, too. Norm and coefficient are GradClip's: exact where torch rounds, overflows or
+underflows. Otherwise they do what torch's functions are documented to do, but for this:
 
 - norm_type is > 0 or infinity, max_norm >= 0; ValueError otherwise, where torch takes zero and
   negative ones.
@@ -16,13 +15,12 @@ for this:
 - Gradients that are sparse or neither float16, bfloat16, float32 nor float64, and two that are the
   same memory (torch would multiply them twice), raise ValueError.
 
-compat="torch" rounds norm and coefficient as torch does: each tensor's norm to its dtype, then
-torch.linalg.vector_norm of those, and the coefficient in that one's dtype; no product is rounded
-in another way than torch's. The norm is torch's to the bit but where torch's own sum over a
-tensor's elements has erred by more than its rounding. It does for float32, by some units in the
-last place; hardly ever for bfloat16, which torch sums in float32. Norms and coefficients then
-overflow where torch's do, and what torch has no operation for (float16 on the CPU, in some
-versions) is a RuntimeError of its own.
+compat="torch" rounds as torch does: each tensor's exact norm to its dtype; then torch takes the
+norm of those, the coefficient and the products. Where that norm is torch's, all bits are. It is
+another where torch's own sums over a tensor's elements are off, which those of float32 are by some
+units in the last place, but 2-norms of bfloat16 hardly ever, as torch sums them in float32. What
+overflows in torch then overflows, and what torch can't do (float16 on the CPU, in some versions) is
+a RuntimeError.
 
 Tensors on other devices are copied to the host to be sent, and multiplied where they are.
 """
