@@ -10,18 +10,26 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
+import math
 import pathlib
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict
 
 from plot import draw
 from record import Record, differences, largest
 from train import MODES, add_settings, settings_of, train
 
+# By mode, whose bits it must have.
+EQUAL = {
+    "shared": "streamed",
+    "data-parallel": "streamed",
+    "sharded": "streamed",
+    "compat": "torch-exact",
+}
 PROGRAM = pathlib.Path(__file__).resolve().parents[2] / "build/release/bin/gradclip-server"
 
 
@@ -59,6 +67,11 @@ def table(records: dict[str, Record]) -> None:
         print(f"{mode:14} {one.loss[-1]:.7f}      {told[0]:9} {told[1]:9} {told[2]:12} {same}")
 
 
+def units_apart(a: float, b: float) -> int:
+    """How many float32 numbers two are apart, of about the same size."""
+    return round(abs(a - b) / 2.0 ** (math.frexp(min(a, b))[1] - 24))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Compares all modes of train.py.")
     parser.add_argument("--server", help="address; by default a server is started")
@@ -68,22 +81,32 @@ def main() -> int:
         address = given.server or stack.enter_context(server())
         settings = settings_of(given, address)
         records = {mode: train(mode, settings) for mode in MODES}
+        halves = dataclasses.replace(settings, dtype="bfloat16")
+        in_halves = {mode: train(mode, halves) for mode in ("torch", "compat")}
     table(records)
     streamed = records["streamed"]
     clipped = sum(one < 1 for one in streamed.coefficient)
     print(f"clipped: {clipped} of {given.steps} steps, at max_norm {given.max_norm:g}")
     rounding = largest(streamed.torch_norm, streamed.norm, relative=True)
     print(f"PyTorch's norm of the same gradients differs by {rounding:.1e} of it, at most")
+    compat = records["compat"]
+    pairs = list(zip(compat.torch_norm, compat.norm))
+    same, off = sum(a == b for a, b in pairs), max(units_apart(a, b) for a, b in pairs)
+    print(f"compat: PyTorch's norm of the same gradients has the same bits at {same} steps,")
+    print(f"        and is {off} units in the last place away at most")
+    found = differences(in_halves["compat"], in_halves["torch"])
+    told = f"differ in {', '.join(found)}" if found else "have the same bits"
+    print(f"in bfloat16, compat and torch {told}")
     if given.record:
-        given.record.write_text(json.dumps([asdict(one) for one in records.values()]))
+        given.record.write_text(json.dumps([dataclasses.asdict(one) for one in records.values()]))
     if given.plot:
         draw([records["torch"], streamed], given.max_norm, given.plot)
 
     status = 0
-    for mode in ("shared", "data-parallel", "sharded"):
-        found = differences(records[mode], streamed)
+    for mode, other in EQUAL.items():
+        found = differences(records[mode], records[other])
         if found:
-            print(f"{mode} must have the bits of streamed, but differs in {', '.join(found)}")
+            print(f"{mode} must have the bits of {other}, but differs in {', '.join(found)}")
             status = 1
     return status
 

@@ -8,6 +8,7 @@ import json
 import pathlib
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor
 
 
@@ -36,7 +37,7 @@ class Record:
 
     def finish(self, parameters: Iterable[tuple[str, Tensor]]) -> None:
         for name, one in parameters:
-            data = one.detach().contiguous().numpy().tobytes()
+            data = one.detach().reshape(-1).view(torch.uint8).numpy().tobytes()
             self.parameters[name] = hashlib.sha256(data).hexdigest()
 
     def save(self, path: pathlib.Path) -> None:

@@ -19,7 +19,8 @@ from plot import draw
 from record import Record
 from text import Text
 
-MODES = ("torch", "streamed", "shared", "data-parallel", "sharded")
+MODES = ("torch", "torch-exact", "compat", "streamed", "shared", "data-parallel", "sharded")
+TOGETHER = ("data-parallel", "sharded")
 LICENSE = pathlib.Path(__file__).resolve().parents[2] / "LICENSE"
 
 
@@ -34,6 +35,7 @@ class Settings:
     context: int = 64
     sequences: int = 16
     seed: int = 1
+    dtype: str = "float32"
     text: pathlib.Path = LICENSE
 
 
@@ -43,11 +45,12 @@ def prepare(settings: Settings) -> tuple[Text, Transformer]:
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(settings.seed)
     text = Text(settings.text, settings.context, settings.sequences, settings.seed)
-    return text, Transformer(text.characters, settings.context)
+    model = Transformer(text.characters, settings.context)
+    return text, model.to(getattr(torch, settings.dtype))
 
 
 def connect(settings: Settings) -> gradclip.Client:
-    return gradclip.connect(settings.server, timeout=60)
+    return gradclip.connect(settings.server, timeout=60, shared_bytes=0)
 
 
 def torch_norm(model: Transformer) -> float:
@@ -55,8 +58,19 @@ def torch_norm(model: Transformer) -> float:
     return float(torch.nn.utils.clip_grad_norm_(model.parameters(), math.inf))
 
 
+def clip_by_exact_norms(model: Transformer, max_norm: float) -> torch.Tensor:
+    """What torch.nn.utils.clip_grad_norm_ does, but for its sums, which are float64's, rounded."""
+    grads = [one.grad for one in model.parameters()]
+    norms = [torch.linalg.vector_norm(one, dtype=torch.float64).to(one.dtype) for one in grads]
+    total_norm = torch.linalg.vector_norm(torch.stack(norms))
+    coefficient = torch.clamp(max_norm / (total_norm + 1e-6), max=1.0)
+    for one in grads:
+        one.mul_(coefficient)
+    return total_norm
+
+
 def train_alone(mode: str, settings: Settings) -> Record:
-    """One process that has everything: modes torch, streamed and shared."""
+    """One process that has everything: all modes but data-parallel and sharded."""
     text, model = prepare(settings)
     client = connect(settings)
     shared: Optional[SharedGradients] = None
@@ -76,6 +90,12 @@ def train_alone(mode: str, settings: Settings) -> Record:
         # This line is the only one in which the modes differ.
         if mode == "torch":
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_norm)
+        elif mode == "torch-exact":
+            norm = clip_by_exact_norms(model, settings.max_norm)
+        elif mode == "compat":
+            norm = clip_grad_norm_(
+                model.parameters(), settings.max_norm, client=client, compat="torch"
+            )
         elif shared is not None:
             norm = shared.clip_grad_norm_(settings.max_norm)
         else:
@@ -92,7 +112,7 @@ def train_alone(mode: str, settings: Settings) -> Record:
 
 
 def train(mode: str, settings: Settings) -> Record:
-    if mode in ("torch", "streamed", "shared"):
+    if mode not in TOGETHER:
         return train_alone(mode, settings)
     from ranks import train_together  # which needs this module
 

@@ -226,15 +226,17 @@ def test_servers_that_restart_one_after_another_end_no_call(start_server):
     with gradclip.connect(",".join(server.address for server in servers)) as client:
         with concurrent.futures.ThreadPoolExecutor(3) as pool:
             calls = [pool.submit(train, client) for _ in range(3)]
-            for number, how in enumerate(
-                (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL, signal.SIGKILL)
-            ):
-                old = servers[number % 2]
-                old.process.send_signal(how)
-                old.process.wait()
-                servers[number % 2] = start_server(listen=old.address)
-                time.sleep(0.3)
-            stopped.set()
+            try:
+                for number, how in enumerate(
+                    (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL, signal.SIGKILL)
+                ):
+                    old = servers[number % 2]
+                    old.process.send_signal(how)
+                    old.process.wait()
+                    servers[number % 2] = start_server(listen=old.address)
+                    time.sleep(0.3)
+            finally:
+                stopped.set()  # else the pool would wait for the calls for ever
             for call in calls:
                 assert call.result() == {math.sqrt(100_000)}
 

@@ -1,6 +1,7 @@
 """Tokens and TLS against a real server."""
 
 import array
+import dataclasses
 import hashlib
 import subprocess
 
@@ -20,44 +21,21 @@ def token_server(start_server, tmp_path):
 
 @pytest.fixture
 def certificates(tmp_path):
-    """ca.pem, and server.pem with its server.key for the name gradclip.test."""
+    """ca.pem, and by it server.pem and client.pem with their keys, for the name gradclip.test."""
 
     def openssl(*arguments):
         subprocess.run(["openssl", *arguments], cwd=tmp_path, check=True, capture_output=True)
 
     key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
-    openssl(
-        "req",
-        "-x509",
-        *key,
-        "-keyout",
-        "ca.key",
-        "-out",
-        "ca.pem",
-        "-subj",
-        "/CN=authority",
-        "-days",
-        "1",
-    )
-    openssl("req", *key, "-keyout", "server.key", "-out", "server.csr", "-subj", "/CN=server")
+    made = ["-keyout", "ca.key", "-out", "ca.pem", "-days", "1"]
+    openssl("req", "-x509", *key, *made, "-subj", "/CN=authority")
     (tmp_path / "names").write_text("subjectAltName=DNS:gradclip.test")
-    openssl(
-        "x509",
-        "-req",
-        "-in",
-        "server.csr",
-        "-CA",
-        "ca.pem",
-        "-CAkey",
-        "ca.key",
-        "-CAcreateserial",
-        "-out",
-        "server.pem",
-        "-days",
-        "1",
-        "-extfile",
-        "names",
-    )
+    for name in ("server", "client"):
+        made = ["-keyout", f"{name}.key", "-out", f"{name}.csr"]
+        openssl("req", *key, *made, "-subj", f"/CN={name}")
+        signed = ["-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "names"]
+        files = ["-in", f"{name}.csr", "-out", f"{name}.pem", "-days", "1"]
+        openssl("x509", "-req", *files, *signed)
     return tmp_path
 
 
@@ -99,3 +77,25 @@ def test_tls(start_server, certificates):
             client.compute_norm(GRADIENT)
     with pytest.raises(ValueError, match="go together"):
         gradclip.Tls(cert_file="client.pem")
+
+
+def test_a_client_s_certificate_lets_in(start_server, certificates):
+    server = start_server(
+        f"--tls-cert={certificates}/server.pem",
+        f"--tls-key={certificates}/server.key",
+        f"--tls-client-ca={certificates}/ca.pem",
+    )
+    trusting = gradclip.Tls(ca_file=f"{certificates}/ca.pem", server_name="gradclip.test")
+    own = dataclasses.replace(
+        trusting,
+        cert_file=f"{certificates}/client.pem",
+        key_file=f"{certificates}/client.key",
+    )
+    with gradclip.connect(server.address, tls=own) as client:
+        assert client.compute_norm(GRADIENT).total_norm == 5
+    with gradclip.connect(server.address, tls=trusting, retries=0) as client:
+        with pytest.raises((gradclip.ServerUnavailable, gradclip.AccessError)):
+            client.compute_norm(GRADIENT)
+    with pytest.raises(OSError, match="none.pem"):
+        missing = dataclasses.replace(own, cert_file=f"{certificates}/none.pem")
+        gradclip.connect(server.address, tls=missing)

@@ -50,16 +50,29 @@ def are_in(shared, parameters):
     return all(a.grad.data_ptr() == b.data_ptr() for a, b in zip(parameters, shared._views))
 
 
-@pytest.mark.parametrize(
-    "case", [case for case in CASES if "raises" not in case["torch"]], ids=lambda case: case["name"]
-)
-def test_golden_cases_have_the_bits_of_the_streamed_ones(case, sharing):
+# With compat, those that torch has operations for.
+WAYS = [
+    pytest.param(case, compat, id=f"{case['name']}-{compat}")
+    for compat in (None, "torch")
+    for case in CASES
+    if not (compat and "unsupported" in case["torch"])
+]
+
+
+@pytest.mark.parametrize(("case", "compat"), WAYS)
+def test_golden_cases_have_the_bits_of_the_streamed_ones(case, compat, sharing):
     shared, streamed = parameters_of(case), parameters_of(case)
+    options = {"error_if_nonfinite": case["error_if_nonfinite"], "compat": compat}
     limit, p = number(case["max_norm"]), number(case["norm_type"])
     with SharedGradients(shared, client=sharing, require_shared=True) as gradients:
-        norm = gradients.clip_grad_norm_(limit, p)
+        if "raises" in case["torch"]:
+            with pytest.raises(gradclip.NonfiniteGradientError):
+                gradients.clip_grad_norm_(limit, p, **options)
+            assert gradients.is_shared and same_bits(grads(shared), grads(streamed))
+            return
+        norm = gradients.clip_grad_norm_(limit, p, **options)
         assert gradients.is_shared
-    assert same_bits([norm], [clip_grad_norm_(streamed, limit, p, client=sharing)])
+    assert same_bits([norm], [clip_grad_norm_(streamed, limit, p, client=sharing, compat=compat)])
     assert same_bits(grads(shared), grads(streamed))
 
 
@@ -209,3 +222,31 @@ def test_mixed_dtypes_and_empty_tensors(sharing):
     with SharedGradients(parameters, client=sharing, require_shared=True) as gradients:
         assert gradients.clip_grad_norm_(0.5) == clip_grad_norm_(others, 0.5, client=sharing)
     assert same_bits(grads(parameters), grads(others))
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed")
+@pytest.mark.parametrize("as_view", [False, True])
+@pytest.mark.parametrize("shared_first", [False, True])
+def test_beside_distributed_data_parallel(as_view, shared_first, sharing, tmp_path):
+    """DistributedDataParallel may have the gradients in memory of its own, and wants them there."""
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
+    ours, theirs = model_of(), model_of()
+
+    def parallel_of(model):
+        return torch.nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=as_view)
+
+    try:
+        parallel = None if shared_first else parallel_of(ours)
+        with SharedGradients(ours, client=sharing, require_shared=True) as gradients:
+            parallel = parallel or parallel_of(ours)
+            for set_to_none in (True, False, True, True):
+                for model, forward in ((ours, parallel), (theirs, theirs)):
+                    model.zero_grad(set_to_none=set_to_none)
+                    backward(forward)
+                assert gradients.clip_grad_norm_(0.1) == clip_grad_norm_(
+                    theirs.parameters(), 0.1, client=sharing
+                )
+                assert gradients.is_shared and are_in(gradients, ours.parameters())
+                assert same_bits(grads(ours.parameters()), grads(theirs.parameters()))
+    finally:
+        torch.distributed.destroy_process_group()

@@ -2,6 +2,7 @@
 right.
 """
 
+import base64
 import concurrent.futures
 import dataclasses
 import math
@@ -9,7 +10,7 @@ import socket
 
 import gradclip
 import pytest
-from golden import CASES, EXPECTED, is_exact, number, read_safetensors, tensors
+from golden import CASES, EXPECTED, NAMES, is_exact, number, read_safetensors, tensors
 
 torch = pytest.importorskip("torch")
 
@@ -321,6 +322,114 @@ def test_the_group_of_torch_distributed(monkeypatch):
         assert group_of_process("j", 3, attempt=1) == gradclip.Group("j", 3, 0, 1, attempt=1)
     finally:
         torch.distributed.destroy_process_group()
+
+
+def torchs(case):
+    """What PyTorch answered to a golden case: total norm and clipped gradients."""
+    expected = case["torch"]
+    dtype = getattr(torch, expected["result_dtype"])
+    norm = torch.tensor(number(expected["total_norm"]), dtype=torch.float64).to(dtype)
+    clipped = [
+        tensor_of(NAMES[one["dtype"]], tuple(one["shape"]), base64.b64decode(data))
+        for one, data in zip(case["tensors"], expected["clipped"])
+    ]
+    return norm, clipped
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if "clipped" in case["torch"]], ids=lambda case: case["name"]
+)
+def test_compat_gives_torch_s_bits_where_torch_s_sums_are_right(case):
+    """Also where torch overflows and underflows; bfloat16's 2-norms are summed in float32."""
+    parameters, (expected, clipped) = parameters_of(case), torchs(case)
+    p, limit = number(case["norm_type"]), number(case["max_norm"])
+    norm = clip_grad_norm_(parameters, limit, p, compat="torch")
+    assert norm.dtype is expected.dtype and norm.dim() == 0
+    if p == math.inf or (p == 2 and norm.dtype is torch.bfloat16):
+        assert same_bits([norm], [expected])
+    if same_bits([norm], [expected]):
+        assert same_bits(grads(parameters), clipped)
+    else:
+        assert abs(norm - expected).item() <= 4 * torch.finfo(norm.dtype).eps * expected.item()
+
+    # Of the same norm, all bits are torch's.
+    parameters = parameters_of(case)
+    clip_grads_with_norm_(parameters, limit, expected, compat="torch")
+    assert same_bits(grads(parameters), clipped)
+
+
+def gradients_of_any_size(dtype, seed):
+    generator = torch.Generator().manual_seed(seed)
+    sizes = torch.randint(1, 2000, (40,), generator=generator).tolist()
+    scales = torch.rand(40, generator=generator).exp2().tolist()
+    return [
+        parameter((torch.randn(size, generator=generator) * scale).to(dtype))
+        for size, scale in zip(sizes, scales)
+    ]
+
+
+@pytest.mark.parametrize("max_norm", [1.0, 1e6])
+@pytest.mark.parametrize("norm_type", [2.0, math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_compat_beside_this_torch(dtype, norm_type, max_norm):
+    off = []
+    for seed in range(20):
+        ours, theirs = gradients_of_any_size(dtype, seed), gradients_of_any_size(dtype, seed)
+        norm = clip_grad_norm_(ours, max_norm, norm_type, compat="torch")
+        expected = torch.nn.utils.clip_grad_norm_(theirs, max_norm, norm_type)
+        assert norm.dtype is expected.dtype
+        spacing = torch.finfo(dtype).eps * 2.0 ** math.floor(math.log2(expected))
+        off.append(abs(norm.item() - expected.item()) / spacing)
+        if off[-1] == 0:
+            assert same_bits(grads(ours), grads(theirs))
+    # bfloat16 is summed in float32, and then rounded.
+    assert max(off) <= (0 if norm_type == math.inf or dtype is torch.bfloat16 else 4)
+    assert 0 in off
+
+
+def test_compat_has_one_norm_in_all_its_ways():
+    ours, theirs = (gradients_of_any_size(torch.bfloat16, 0) for _ in range(2))
+    norm = get_total_norm([one.grad for one in ours], compat="torch")
+    assert clip_grads_with_norm_(ours, 0.5, norm, compat="torch") is None
+    assert same_bits([clip_grad_norm_(theirs, 0.5, compat="torch")], [norm])
+    assert same_bits(grads(ours), grads(theirs))
+    assert get_total_norm([], compat="torch") == 0
+
+
+def test_compat_rounds_each_tensor_in_its_own_dtype():
+    tensors = [torch.full((3,), 1.001, dtype=torch.bfloat16), torch.full((3,), 1.001)]
+    norm = get_total_norm(tensors, compat="torch")
+    halves = torch.linalg.vector_norm(tensors[0].double()).bfloat16()
+    rest = torch.linalg.vector_norm(tensors[1].double()).float()
+    assert same_bits([norm], [torch.linalg.vector_norm(torch.stack([halves.float(), rest]))])
+    assert halves.double() ** 2 != 3  # so it has been rounded
+
+
+def test_compat_raises_where_only_torch_s_norm_overflows():
+    huge = parameter(torch.tensor([3e20, 4e20]))
+    assert clip_grad_norm_(huge, 1e30, error_if_nonfinite=True) == torch.tensor(5e20)
+    with pytest.raises(gradclip.NonfiniteGradientError, match="torch's arithmetic overflows"):
+        clip_grad_norm_(huge, 1.0, error_if_nonfinite=True, compat="torch")
+    with pytest.raises(gradclip.NonfiniteGradientError, match="torch's arithmetic overflows"):
+        get_total_norm(huge.grad, error_if_nonfinite=True, compat="torch")
+    assert same_bits([huge.grad], [torch.tensor([3e20, 4e20])])
+    assert clip_grad_norm_(huge, 1.0, compat="torch").isinf() and huge.grad.tolist() == [0, 0]
+
+
+def test_compat_that_is_refused():
+    one = parameter(torch.tensor([3.0, 4.0]))
+    group = gradclip.Group("compat", 0, 0, 1)
+    for more, says in (
+        ({"compat": "jax"}, 'compat is "jax"'),
+        ({"compat": "torch", "group": group}, "no norm of a group"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            clip_grad_norm_(one, 1.0, **more)
+        with pytest.raises(ValueError, match=says):
+            get_total_norm(one.grad, **more)
+    with pytest.raises(ValueError, match='compat is "jax"'):
+        clip_grads_with_norm_(one, 1.0, 5.0, compat="jax")
+    assert one.grad.tolist() == [3, 4]
 
 
 def test_training_is_torchs_within_rounding():

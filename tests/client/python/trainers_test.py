@@ -1,8 +1,10 @@
 """examples/python, run as its README says, against a server with a memory socket."""
 
 import json
+import math
 import os
 import pathlib
+import re
 import struct
 import subprocess
 import sys
@@ -67,7 +69,15 @@ def relative(a, b):
 
 def test_every_step_is_there_and_clips(compared):
     _, records, _ = compared
-    assert set(records) == {"torch", "streamed", "shared", "data-parallel", "sharded"}
+    assert set(records) == {
+        "torch",
+        "torch-exact",
+        "compat",
+        "streamed",
+        "shared",
+        "data-parallel",
+        "sharded",
+    }
     for one in records.values():
         assert len(one["loss"]) == len(one["norm"]) == len(one["coefficient"]) == STEPS
         assert all(norm > MAX_NORM for norm in one["norm"])
@@ -80,6 +90,18 @@ def test_it_has_the_bits_of_one_process_that_streams(compared, mode):
     _, records, _ = compared
     for what in ("loss", "norm", "coefficient", "parameters"):
         assert records[mode][what] == records["streamed"][what], what
+
+
+def test_compat_has_the_bits_of_torch_s_steps_with_exact_sums(compared):
+    printed, records, _ = compared
+    for what in ("loss", "norm", "coefficient", "parameters"):
+        assert records["compat"][what] == records["torch-exact"][what], what
+    # These are other numbers than those of an exact norm.
+    assert records["compat"]["parameters"] != records["streamed"]["parameters"]
+    # torch sums bfloat16 in float32.
+    assert "in bfloat16, compat and torch have the same bits" in printed
+    (units,) = re.findall(r"(\d+) units in the last place away", printed)
+    assert int(units) <= math.ceil(TORCH_ROUNDING * 2**24)
 
 
 def test_torch_differs_by_its_rounding(compared):
@@ -102,6 +124,7 @@ def test_the_table_says_so(compared):
     rows = {line.split()[0]: line.split()[1:] for line in printed.splitlines()}
     for mode in ("streamed", "shared", "data-parallel", "sharded"):
         assert rows[mode][1:] == ["0", "0", "0", "same", "bits"]
+    assert rows["compat"] == rows["torch-exact"]
     assert float(rows["torch"][2]) <= 2 * TORCH_ROUNDING
     assert f"clipped: {STEPS} of {STEPS} steps" in printed
 

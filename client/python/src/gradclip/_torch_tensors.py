@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable
-from typing import Optional, Union
+from typing import Any, Optional, Union
 
 import torch
 from torch import Tensor
 
-from gradclip.answer import NormAnswer
+from gradclip.answer import ClipAnswer, NormAnswer
 from gradclip.errors import NonfiniteGradientError
+from gradclip.group import Group
 from gradclip.tensor import Tensor as Declared
 from gradclip.tensor import beyond_float32
 
@@ -25,6 +27,7 @@ DTYPES = {
 # Of a half-precision gradient that is widened at a time: it stays in the caches, and takes little
 # memory.
 _CHUNK = 1 << 18
+EPSILON = 1e-6
 
 
 def as_list(given: Tensors) -> list[Tensor]:
@@ -101,9 +104,67 @@ def norm_tensor(total_norm: float, tensors: list[Tensor]) -> Tensor:
     return torch.tensor(total_norm, dtype=dtype, device=tensors[0].device if tensors else None)
 
 
+def check_compat(compat: Optional[str], group: Optional[Group]) -> bool:
+    """Whether torch's own rounding is asked for. Raises ValueError."""
+    if compat not in (None, "torch"):
+        raise ValueError(f'compat is "{compat}"; it must be "torch" or None')
+    if compat is not None and group is not None:
+        raise ValueError('compat="torch" and a group are both given; torch has no norm of a group')
+    return compat is not None
+
+
+def norm_as_torch(answer: NormAnswer, norm_type: float, tensors: list[Tensor]) -> Tensor:
+    """Each tensor's norm rounded to its dtype, and torch's norm of those in the widest of them.
+
+    REQUIRES: an answer with a norm for each of the tensors, of which there is one at least.
+    """
+    norms = torch.tensor([one.norm for one in answer.tensors], dtype=torch.float64)
+    dtypes = [one.dtype for one in tensors]
+    rounded = torch.empty(len(tensors), dtype=functools.reduce(torch.promote_types, dtypes))
+    for dtype in set(dtypes):
+        of_dtype = torch.tensor([one is dtype for one in dtypes])
+        rounded[of_dtype] = norms[of_dtype].to(dtype).to(rounded.dtype)
+    total_norm: Tensor = torch.linalg.vector_norm(rounded, norm_type).to(tensors[0].device)
+    return total_norm
+
+
+def multiply_as_torch(grads: list[Tensor], max_norm: float, total_norm: Tensor) -> None:
+    """By torch's coefficient, which has the dtype of total_norm, in torch's own arithmetic."""
+    ratio: Any = max_norm / (total_norm + EPSILON)
+    coefficient = torch.clamp(ratio, max=1.0)
+    with torch.no_grad():
+        for one in grads:
+            one.mul_(coefficient.to(one.device))
+
+
+def clip_by_answer(
+    answer: ClipAnswer,
+    grads: list[Tensor],
+    max_norm: float,
+    norm_type: float,
+    error_if_nonfinite: bool,
+    foreach: Optional[bool],
+    as_torch: bool,
+) -> Tensor:
+    """Clips what the server has measured, and gives the norm before. The last is check_compat()'s.
+
+    Raises NonfiniteGradientError where only torch's rounding of the norm overflows.
+    """
+    if not as_torch:
+        multiply(grads, answer.coefficient, foreach)
+        return norm_tensor(answer.norm.total_norm, grads)
+    total_norm = norm_as_torch(answer.norm, norm_type, grads)
+    if error_if_nonfinite and not total_norm.isfinite():
+        raise nonfinite(answer.norm, norm_type)
+    multiply_as_torch(grads, max_norm, total_norm)
+    return total_norm
+
+
 def nonfinite(answer: NormAnswer, norm_type: float) -> NonfiniteGradientError:
     """The error for a norm that is not finite."""
-    if answer.first_nonfinite:
+    if math.isfinite(answer.total_norm):
+        where = 'all elements are finite, and torch\'s arithmetic overflows (compat="torch")'
+    elif answer.first_nonfinite:
         where = f"the first element that is NaN or infinite is {answer.first_nonfinite}"
     elif answer.group_nonfinite_elements:
         where = (

@@ -12,6 +12,7 @@ import grpc
 
 from gradclip import _contract, _retry
 from gradclip._servers import Failure, Server, Servers, failure_of
+from gradclip._staging import Staging
 from gradclip._wire import Declarations, data_requests, start_request
 from gradclip.answer import (
     ClipAnswer,
@@ -56,6 +57,7 @@ def connect(
     connect_timeout: float = 5.0,
     retries: int = 4,
     message_bytes: int = 1 << 20,
+    shared_bytes: int = 1 << 28,
 ) -> Client:
     """A client of the server at an address. It connects with the first call.
 
@@ -71,6 +73,11 @@ def connect(
     retries: how often a call is tried again that ended with UNAVAILABLE, after about 0.1 s, 0.2 s,
         0.4 s, ...
     message_bytes: bytes of gradient in one message; a server takes up to its --max-message-bytes.
+    shared_bytes: a server on this host with a --memory-socket, which runs as root or as this user,
+        is not sent gradients of 1 MiB up to so many bytes: they are copied to memory that it reads,
+        which is faster. The client keeps that memory, as large as its largest gradient yet; it
+        counts against the server's --memory-budget. Where the server refuses it, gradients are
+        sent. 0 always sends.
 
     Raises ValueError for a wrong argument, OSError where a file of tls can't be read.
     """
@@ -82,9 +89,17 @@ def connect(
         raise ValueError(f"retries is {retries}; it must be >= 0")
     if not 1 <= message_bytes <= 1 << 30:
         raise ValueError(f"message_bytes is {message_bytes}; it must be 1 to {1 << 30}")
+    if shared_bytes < 0:
+        raise ValueError(f"shared_bytes is {shared_bytes}; it must be >= 0")
     with_tls = tls if isinstance(tls, Tls) else Tls() if tls else None
     servers = Servers(address, with_tls, Token(token, token_file), connect_timeout)
-    return Client(servers, timeout=timeout, retries=retries, message_bytes=message_bytes)
+    return Client(
+        servers,
+        timeout=timeout,
+        retries=retries,
+        message_bytes=message_bytes,
+        shared_bytes=shared_bytes,
+    )
 
 
 class Client:
@@ -95,13 +110,20 @@ class Client:
     """
 
     def __init__(
-        self, servers: Servers, *, timeout: Optional[float], retries: int, message_bytes: int
+        self,
+        servers: Servers,
+        *,
+        timeout: Optional[float],
+        retries: int,
+        message_bytes: int,
+        shared_bytes: int,
     ) -> None:
         self._servers = servers
         self._timeout = timeout
         self._retries = retries
         self._message_bytes = message_bytes
         self._declarations = Declarations()
+        self._staging = Staging(shared_bytes)
 
     @property
     def address(self) -> str:
@@ -256,7 +278,9 @@ class Client:
                 )
             return answer, clipped
 
-        answer, clipped = self._stream(declared, start, group, attempt, payload)
+        answer, clipped = self._stream(
+            declared, start, group, attempt, payload, read_only=reply == "coefficient"
+        )
         _write(clipped, declared)
         return answer
 
@@ -284,6 +308,7 @@ class Client:
     def close(self) -> None:
         """Closes the connections; running calls end with an error."""
         self._servers.close()
+        self._staging.forget()
 
     def __enter__(self) -> Client:
         return self
@@ -306,7 +331,12 @@ class Client:
         group: Optional[Group],
         call: Callable[[Server, Optional[float], Iterator[bytes], Any, int], Answer],
         payload: Optional[Payload] = None,
+        *,
+        read_only: bool = True,
     ) -> Answer:
+        """payload: makes the requests after the first, in place of those of the tensors' data.
+        read_only: nothing comes back but the answer.
+        """
         declarations = self._declarations.serialise(declared)
         deadline = _retry.end_of(self._timeout)
         # Of the group's attempt at hand.
@@ -314,11 +344,16 @@ class Client:
 
         def attempt(server: Server, rest: Optional[float]) -> Answer:
             begin = time.monotonic()
-            then = (
-                data_requests(declared, self._message_bytes)
-                if payload is None
-                else payload(server, rest)
-            )
+            staged = None
+            if payload is not None:
+                then = payload(server, rest)
+            else:
+                staged = stage(server, rest)
+                then = (
+                    data_requests(declared, self._message_bytes)
+                    if staged is None
+                    else iter((staged,))
+                )
             if rest is not None:
                 rest = max(rest - (time.monotonic() - begin), 0.001)
             try:
@@ -326,10 +361,12 @@ class Client:
                 return call(server, rest, chain((first,), then), metadata, number)
             except grpc.RpcError as error:
                 failure = failure_of(error, server.address)
-                if (
-                    payload is not None and failure.code == "NOT_FOUND"
-                ):  # shared memory that is to be registered anew
+                is_shared = payload is not None or staged is not None
+                if is_shared and failure.code == "NOT_FOUND":  # it is to be registered anew
                     raise Failure("UNAVAILABLE", failure.details, server.address) from None
+                if staged is not None and failure.code == "PERMISSION_DENIED":
+                    # This caller may not share memory, perhaps; the next try sends.
+                    return attempt(server, rest)
                 raise failure from None
 
         def tries(group: Optional[Group]) -> Answer:
@@ -346,7 +383,9 @@ class Client:
                 in_group=group is not None,
             )
 
-        return _retry.run_step(group, tries, deadline=deadline)
+        stageable = declared if payload is None and read_only else []
+        with self._staging.lend(stageable) as stage:
+            return _retry.run_step(group, tries, deadline=deadline)
 
 
 def _set_norm(norm: Any, norm_type: float, pre_scale: float, per_tensor: bool) -> None:

@@ -15,7 +15,7 @@ from torch.nn import Module
 
 from gradclip._region import Refused, Region, Unreachable, lay_out
 from gradclip._servers import Failure, Server
-from gradclip._torch_tensors import DTYPES, check, multiply, norm_tensor
+from gradclip._torch_tensors import DTYPES, check, check_compat, clip_by_answer
 from gradclip._wire import data_requests, shared_request
 from gradclip.client import Client
 from gradclip.default import default_client
@@ -110,9 +110,11 @@ class SharedGradients:
         foreach: Optional[bool] = None,
         *,
         group: Optional[Group] = None,
+        compat: Optional[str] = None,
     ) -> Tensor:
         """As gradclip.torch.clip_grad_norm_, of the parameters."""
         limit, p = check(max_norm, norm_type)
+        as_torch = check_compat(compat, group)
         present = self._gather()
         if not present and group is None:
             return torch.tensor(0.0)
@@ -122,13 +124,13 @@ class SharedGradients:
             limit,
             norm_type=p,
             nonfinite="error" if error_if_nonfinite else "propagate",
+            per_tensor=as_torch,
             group=group,
             payload=self._payload(present, client),
         )
         self._say_refusal()
         views = [self._views[index] for index in present]
-        multiply(views, answer.coefficient, foreach)
-        return norm_tensor(answer.norm.total_norm, views)
+        return clip_by_answer(answer, views, limit, p, error_if_nonfinite, foreach, as_torch)
 
     def close(self) -> None:
         """Ends the sharing. The gradients stay where they are."""

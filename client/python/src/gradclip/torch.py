@@ -3,10 +3,10 @@
     from gradclip.torch import clip_grad_norm_
     total_norm = clip_grad_norm_(model.parameters(), max_norm=1.0)
 
-On the server's host, SharedGradients saves the sending. Gradients are sent, the coefficient comes
-back, and torch multiplies them in place. Norm and coefficient are GradClip's: exact where torch
-rounds, overflows or underflows. Otherwise they do what torch's functions are documented to do, but
-for this:
+Gradients are sent, or copied to memory that a server on this host reads (shared_bytes of
+gradclip.connect), the coefficient comes back, and torch multiplies them in place. SharedGradients
+saves the copy, too. Norm and coefficient are GradClip's: exact where torch rounds, overflows or
+underflows. Otherwise they do what torch's functions are documented to do, but for this:
 
 - norm_type is > 0 or infinity, max_norm >= 0; ValueError otherwise, where torch takes zero and
   negative ones.
@@ -14,6 +14,13 @@ for this:
 - float16 and bfloat16 are multiplied by the coefficient in float32 and rounded once.
 - Gradients that are sparse or neither float16, bfloat16, float32 nor float64, and two that are the
   same memory (torch would multiply them twice), raise ValueError.
+
+compat="torch" rounds as torch does: each tensor's exact norm to its dtype; then torch takes the
+norm of those, the coefficient and the products. Where that norm is torch's, all bits are. It is
+another where torch's own sums over a tensor's elements are off, which those of float32 are by some
+units in the last place, but 2-norms of bfloat16 hardly ever, as torch sums them in float32. What
+overflows in torch then overflows, and what torch can't do (float16 on the CPU, in some versions) is
+a RuntimeError.
 
 Tensors on other devices are copied to the host to be sent, and multiplied where they are.
 """
@@ -27,12 +34,17 @@ import torch
 from torch import Tensor
 
 from gradclip._torch_tensors import (
+    EPSILON,
     Tensors,
     as_list,
     check,
+    check_compat,
+    clip_by_answer,
     declare,
     multiply,
+    multiply_as_torch,
     nonfinite,
+    norm_as_torch,
     norm_tensor,
 )
 from gradclip.client import Client
@@ -48,8 +60,6 @@ __all__ = [
     "group_of_process",
 ]
 
-_EPSILON = 1e-6
-
 
 def clip_grad_norm_(
     parameters: Tensors,
@@ -60,6 +70,7 @@ def clip_grad_norm_(
     *,
     client: Optional[Client] = None,
     group: Optional[Group] = None,
+    compat: Optional[str] = None,
 ) -> Tensor:
     """Clips the gradients of parameters in place by the norm of all of them together.
 
@@ -71,6 +82,7 @@ def clip_grad_norm_(
     foreach: False multiplies tensor by tensor.
     client: of gradclip.connect(); by default gradclip.default_client().
     group: the gradients are one rank's part of a job's; all ranks get one norm.
+    compat: "torch" rounds as torch does (see above). Not with a group, which torch has no norm of.
 
     Returns the norm before clipping, 0-d, on the first gradient's device.
     Raises GradClipError (gradclip.ServerUnavailable, ...), ValueError, TypeError; gradients are
@@ -78,6 +90,7 @@ def clip_grad_norm_(
     """
     grads = [one.grad.detach() for one in as_list(parameters) if one.grad is not None]
     limit, p = check(max_norm, norm_type)
+    as_torch = check_compat(compat, group)
     if not grads and group is None:
         return torch.tensor(0.0)
     answer = (client or default_client()).clip(
@@ -85,10 +98,10 @@ def clip_grad_norm_(
         max_norm=limit,
         norm_type=p,
         nonfinite="error" if error_if_nonfinite else "propagate",
+        per_tensor=as_torch,
         group=group,
     )
-    multiply(grads, answer.coefficient, foreach)
-    return norm_tensor(answer.norm.total_norm, grads)
+    return clip_by_answer(answer, grads, limit, p, error_if_nonfinite, foreach, as_torch)
 
 
 def get_total_norm(
@@ -99,6 +112,7 @@ def get_total_norm(
     *,
     client: Optional[Client] = None,
     group: Optional[Group] = None,
+    compat: Optional[str] = None,
 ) -> Tensor:
     """The norm of tensors (themselves, not their .grad) together; they are only read.
 
@@ -106,14 +120,19 @@ def get_total_norm(
     """
     given = [one.detach() for one in as_list(tensors)]
     _, p = check(0.0, norm_type)
+    as_torch = check_compat(compat, group)
     if not given and group is None:
         return torch.tensor(0.0)
     answer = (client or default_client()).compute_norm(
-        declare(given, written=False), norm_type=p, group=group
+        declare(given, written=False), norm_type=p, per_tensor=as_torch, group=group
     )
-    if error_if_nonfinite and not math.isfinite(answer.total_norm):
+    if as_torch:
+        total_norm = norm_as_torch(answer, p, given)
+    else:
+        total_norm = norm_tensor(answer.total_norm, given)
+    if error_if_nonfinite and not total_norm.isfinite():
         raise nonfinite(answer, p)
-    return norm_tensor(answer.total_norm, given)
+    return total_norm
 
 
 def clip_grads_with_norm_(
@@ -121,17 +140,23 @@ def clip_grads_with_norm_(
     max_norm: float,
     total_norm: Union[Tensor, float],
     foreach: Optional[bool] = None,
+    *,
+    compat: Optional[str] = None,
 ) -> None:
     """Clips the gradients of parameters in place by a norm that is known, as of get_total_norm().
 
-    Multiplies by min(1, max_norm / (total_norm + 1e-6)). Asks no server.
+    Multiplies by min(1, max_norm / (total_norm + 1e-6)). Asks no server. With compat="torch" the
+    bits are those of torch for the same norm.
     """
     grads = [one.grad.detach() for one in as_list(parameters) if one.grad is not None]
     limit, _ = check(max_norm, 2.0)
     declare(grads, written=True)
+    if check_compat(compat, None):
+        multiply_as_torch(grads, limit, torch.as_tensor(total_norm))
+        return
     if math.isinf(limit):
         return
-    ratio = limit / (float(total_norm) + _EPSILON)
+    ratio = limit / (float(total_norm) + EPSILON)
     multiply(grads, ratio if math.isnan(ratio) else min(ratio, 1.0), foreach)
 
 
