@@ -123,6 +123,7 @@ void CallMetrics::Count(const CallRecord& call) {
   Add(sent_bytes_[reply], call.bytes_out);
   Add(shared_bytes_[reply], call.shared_bytes);
   Add(nonfinite_, call.nonfinite_norm ? 1 : 0);
+  Add(fell_back_, call.fell_back ? 1 : 0);
   Add(nonfinite_elements_, call.nonfinite_elements);
   if (call.group.has_value()) Add(group_calls_[OutcomeOf(call.group_outcome)], 1);
 
@@ -201,6 +202,9 @@ void CallMetrics::CollectResults(Families& families) const {
       .metric.push_back(coefficient_.Collect());
   AddCounter(families, "gradclip_clipped_calls_total",
              "Successful calls whose gradient was over its max_norm.", Value(clipped_));
+  AddCounter(families, "gradclip_device_fallbacks_total",
+             "Calls that a GPU was to measure and the CPU did, or went on with.",
+             Value(fell_back_));
   AddCounter(families, "gradclip_skipped_calls_total",
              "Successful calls whose step is to be skipped, as the total norm was not finite.",
              Value(skipped_));

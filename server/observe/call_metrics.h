@@ -50,6 +50,7 @@ class CallMetrics {
   Histogram coefficient_;
   Counter clipped_ = 0;
   Counter skipped_ = 0;
+  Counter fell_back_ = 0;
   Counter nonfinite_ = 0;
   Counter nonfinite_elements_ = 0;
   std::array<Counter, kOutcomes> group_calls_ = {};

@@ -82,6 +82,7 @@ struct CallRecord {
   std::string_view reply;       // ClipGradNorm: "gradient", "gradient_if_changed", "coefficient"
   bool clipped = false;         // as the answer says, or would have said
   bool skipped = false;         // likewise
+  bool fell_back = false;       // a GPU was to measure the gradient, and the CPU did
   bool nonfinite_norm = false;  // the total norm is NaN or infinite, whatever the status
   uint64_t nonfinite_elements = 0;  // of this call's own gradient, once it was complete
   // With `group`: what the store said became of the step; none where the call left before.

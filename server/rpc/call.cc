@@ -567,6 +567,7 @@ void Call::OnEnded() {
       absl::ToDoubleMilliseconds(absl::FromChrono(std::chrono::steady_clock::now() - begin_));
   if (session_.started()) {
     record.tensors = session_.spec().tensors.size();
+    record.fell_back = session_.fell_back();
     record.backend = session_.result().norm().backend();
     if (session_.clips()) record.reply = ReplyName(session_.spec().reply);
     if (const std::optional<Participant>& group = session_.spec().group; group.has_value()) {

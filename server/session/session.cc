@@ -171,7 +171,10 @@ absl::Status Session::ChooseDevice() {
     result_.mutable_norm()->set_backend(std::string(device_->name()));
     return absl::OkStatus();
   }
-  if (means_.host_on_device_error) return absl::OkStatus();
+  if (means_.host_on_device_error) {
+    fell_back_ = true;
+    return absl::OkStatus();
+  }
   if (!absl::IsResourceExhausted(device.status())) return device.status();
   return absl::ResourceExhaustedError(absl::StrFormat(
       "no device can take a gradient of %d bytes now: %s. Try later; with --on-gpu-error=cpu the "
@@ -183,6 +186,7 @@ absl::Status Session::FallBack(const absl::Status& failure) {
   if (!means_.host_on_device_error || !device_->slots_hold_all()) return Lost(failure);
   absl::Status taken = device_->TakeBack(
       [this](DType dtype, std::span<const std::byte> elements) { return Keep(dtype, elements); });
+  fell_back_ = true;
   LeaveDevice();
   return taken;
 }

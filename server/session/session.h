@@ -123,6 +123,8 @@ class Session {
   bool started() const { return started_; }
   const CallSpec& spec() const { return spec_; }
   bool clips() const { return clips_; }  // ClipGradNorm's start, not ComputeNorm's
+  // A device was to measure the gradient, and the host does, or has gone on.
+  bool fell_back() const { return fell_back_; }
   bool passes_through() const { return spec_.total_norm.has_value(); }
   uint64_t received_bytes() const { return received_bytes_; }  // shared ones included
   uint64_t shared_bytes() const { return shared_ == nullptr ? 0 : shared_->bytes(); }
@@ -188,6 +190,8 @@ class Session {
   size_t work_tasks_ = 0;
   uint64_t work_bytes_ = 0;
   std::atomic<bool> abandoned_ = false;
+
+  bool fell_back_ = false;
 
   bool decided_ = false;
   v1::ClipResult result_;

@@ -127,6 +127,17 @@ TEST_F(MetricsTest, CountCallsByWhatComputed) {
   EXPECT_EQ(calls("none"), 1);
 }
 
+TEST_F(MetricsTest, CountCallsThatFellBack) {
+  CallRecord call = Clipped();
+  metrics_.Count(call);
+  EXPECT_EQ(Expose().Value("gradclip_device_fallbacks_total"), 0);
+  call.fell_back = true;
+  metrics_.Count(call);
+  call.status = absl::CancelledError("gone");
+  metrics_.Count(call);
+  EXPECT_EQ(Expose().Value("gradclip_device_fallbacks_total"), 2);
+}
+
 TEST_F(MetricsTest, TellHowDevicesStand) {
   state_.devices = {{.name = "cuda/0",
                      .up = true,

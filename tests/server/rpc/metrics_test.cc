@@ -144,7 +144,13 @@ TEST_F(ServerMetrics, AreThoseOfTheDocument) {
     exposed[name] = {family.type, family.label_names};
   }
   EXPECT_GE(exposed.size(), 40);
-  EXPECT_EQ(exposed, ReadTables());
+  std::map<std::string, Documented> documented = ReadTables();
+  if (!exposed.contains(
+          "gradclip_device_up")) {  // gpu_test.cc looks after these where there are GPUs
+    std::erase_if(documented,
+                  [](const auto& metric) { return metric.second.labels.contains("device"); });
+  }
+  EXPECT_EQ(exposed, documented);
 }
 
 TEST_F(ServerMetrics, AreNamedByTheRules) {

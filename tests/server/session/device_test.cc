@@ -335,9 +335,12 @@ TEST_F(DeviceSession, GoesOnOnTheHostWhereTheDeviceFailsAnywhere) {
         const Answer answer = Ask(made.start, made.bytes, 100'000, n);
         ExpectSame(answer, host);
         EXPECT_EQ(answer.backend, backend_->name());
+        EXPECT_TRUE(session_->fell_back());
         EXPECT_EQ(devices().open_queues(), 0u);
       }
       devices().NeverFail();
+      EXPECT_EQ(Ask(made.start, made.bytes).status, absl::OkStatus());
+      EXPECT_FALSE(session_->fell_back());
     }
   }
 }
