@@ -1,5 +1,5 @@
 // The norm, the coefficient and the scaling together, without a server: on the golden cases and on
-// real gradients, for every backend that can run here.
+// real gradients, for every backend and device that can run here.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -8,10 +8,13 @@
 #include <fstream>
 #include <iterator>
 #include <limits>
+#include <memory>
 #include <nlohmann/json.hpp>
 
+#include "server/backend/cuda/cuda_devices.h"
 #include "server/clip/clip.h"
 #include "server/norm/gradient_norm.h"
+#include "tests/contract/on_devices.h"
 #include "tests/model/golden.h"
 #include "tests/server/backend/plain.h"
 
@@ -29,14 +32,54 @@ Bytes ToBytes(std::string_view text) {
   return {begin, begin + text.size()};
 }
 
-double TotalNorm(const Backend& backend, double norm_type, const std::vector<Tensor>& tensors) {
-  GradientNorm norm(backend, norm_type, false);
-  for (const Tensor& tensor : tensors) {
-    norm.BeginTensor(tensor.dtype, true);
-    norm.Add(tensor.elements.data(), tensor.count());
-    norm.EndTensor();
+// What is under test: a backend of the host, or a device, which leaves the rarer norms to one.
+class Computes {
+ public:
+  explicit Computes(const std::string& name) {
+    if (name.starts_with("cuda/")) {
+      devices_ = OpenCudaDevices({.devices = {std::stoi(name.substr(5))}}).value();
+    }
+    host_ = MakeBackend(devices_ == nullptr ? name : "auto").value();
   }
-  return norm.total().Norm();
+
+  double TotalNorm(double norm_type, const std::vector<Tensor>& tensors) const {
+    if (devices_ != nullptr && (norm_type == 1 || norm_type == 2 || std::isinf(norm_type))) {
+      NormPartial total(norm_type);
+      for (const Tensor& tensor : tensors) {
+        if (!tensor.elements.empty()) MeasureOn(*devices_, tensor.dtype, tensor.elements, total);
+      }
+      return total.Norm();
+    }
+    GradientNorm norm(*host_, norm_type, false);
+    for (const Tensor& tensor : tensors) {
+      norm.BeginTensor(tensor.dtype, true);
+      norm.Add(tensor.elements.data(), tensor.count());
+      norm.EndTensor();
+    }
+    return norm.total().Norm();
+  }
+
+  void Scale(DType dtype, Bytes& elements, double coefficient) const {
+    if (elements.empty()) return;
+    if (devices_ == nullptr) {
+      host_->Scale(dtype, elements.data(), elements.size() / ElementSize(dtype), coefficient);
+    } else {
+      // Where the coefficient leaves them as they are, devices are not asked to.
+      ScaleOn(*devices_, dtype, elements, coefficient);
+    }
+  }
+
+ private:
+  std::unique_ptr<Devices> devices_;
+  std::unique_ptr<Backend> host_;
+};
+
+std::vector<std::string> AllThatComputesHere() {
+  std::vector<std::string> names = UsableBackends();
+  for (const BackendChoice& device : ListCudaDevices()) {
+    if (device.usable) names.push_back(device.name);
+  }
+  return names;
 }
 
 // The tensors of a .safetensors file: 8 bytes of header size, a JSON header, the data.
@@ -80,7 +123,7 @@ class CoreTest : public testing::TestWithParam<std::string> {
   void ExpectScaledAsThePlainReference(const std::vector<Tensor>& tensors, double coefficient) {
     for (const Tensor& tensor : tensors) {
       Bytes scaled = tensor.elements;
-      backend_->Scale(tensor.dtype, scaled.data(), tensor.count(), coefficient);
+      computes_.Scale(tensor.dtype, scaled, coefficient);
       EXPECT_EQ(
           Difference(tensor.dtype, scaled.data(),
                      PlainScale(tensor.dtype, tensor.elements, coefficient).data(), tensor.count()),
@@ -88,10 +131,10 @@ class CoreTest : public testing::TestWithParam<std::string> {
     }
   }
 
-  const std::unique_ptr<Backend> backend_ = MakeBackend(GetParam()).value();
+  const Computes computes_{GetParam()};
 };
 
-INSTANTIATE_TEST_SUITE_P(Cpu, CoreTest, testing::ValuesIn(UsableBackends()),
+INSTANTIATE_TEST_SUITE_P(Backends, CoreTest, testing::ValuesIn(AllThatComputesHere()),
                          [](const auto& info) { return TestName(info.param); });
 
 TEST_P(CoreTest, AnswersTheGoldenCases) {
@@ -104,7 +147,7 @@ TEST_P(CoreTest, AnswersTheGoldenCases) {
     for (const GoldenTensor& tensor : golden.tensors) {
       tensors.push_back({tensor.dtype, ToBytes(tensor.bytes)});
     }
-    const double norm = TotalNorm(*backend_, golden.norm_type, tensors);
+    const double norm = computes_.TotalNorm(golden.norm_type, tensors);
     const ClipRule rule = {.max_norm = golden.max_norm};
     const ClipDecision decision = Decide(rule, norm);
 
@@ -139,7 +182,7 @@ TEST_P(CoreTest, AnswersTheGoldenCases) {
       Tensor& tensor = tensors[t];
       const Bytes torch = ToBytes(golden.tensors[t].torch_clipped);
       ASSERT_EQ(torch.size(), tensor.elements.size());
-      backend_->Scale(tensor.dtype, tensor.elements.data(), tensor.count(), decision.coefficient);
+      computes_.Scale(tensor.dtype, tensor.elements, decision.coefficient);
       for (size_t i = 0; i < tensor.count(); ++i) {
         const size_t at = i * ElementSize(tensor.dtype);
         const double ours = PlainValue(tensor.dtype, tensor.elements.data() + at);
@@ -161,7 +204,7 @@ TEST_P(CoreTest, AnswersForRealGradients) {
     const std::vector<Tensor> tensors =
         ReadSafetensors(std::string(GRADCLIP_TEST_DATA) + "/gradients/" + stem + ".safetensors");
     ASSERT_EQ(tensors.size(), 41);
-    const double norm = TotalNorm(*backend_, 2, tensors);
+    const double norm = computes_.TotalNorm(2, tensors);
     EXPECT_LE(std::fabs(norm - golden.total_norm), 1e-12 * golden.total_norm);
     const ClipDecision decision = Decide({.max_norm = golden.max_norm}, norm);
     EXPECT_LE(std::fabs(decision.coefficient - golden.coefficient), 2e-12);
@@ -171,14 +214,14 @@ TEST_P(CoreTest, AnswersForRealGradients) {
 }
 
 TEST_P(CoreTest, GivesTheBitsOfTheBaseline) {
-  const std::unique_ptr<Backend> baseline = MakeBackend("cpu/baseline").value();
+  const Computes baseline("cpu/baseline");
   for (const GoldenCase& golden : ReadGoldenCases()) {
     std::vector<Tensor> tensors;
     for (const GoldenTensor& tensor : golden.tensors) {
       tensors.push_back({tensor.dtype, ToBytes(tensor.bytes)});
     }
-    EXPECT_TRUE(SameBits(TotalNorm(*backend_, golden.norm_type, tensors),
-                         TotalNorm(*baseline, golden.norm_type, tensors)))
+    EXPECT_TRUE(SameBits(computes_.TotalNorm(golden.norm_type, tensors),
+                         baseline.TotalNorm(golden.norm_type, tensors)))
         << golden.name;
   }
 }
@@ -187,12 +230,12 @@ TEST_P(CoreTest, GivesTheBitsOfTheBaseline) {
 TEST_P(CoreTest, GivesTheSameBitsOnEveryMachine) {
   Digest digest;
   const auto add = [&](double norm_type, double max_norm, std::vector<Tensor> tensors) {
-    const double norm = TotalNorm(*backend_, norm_type, tensors);
+    const double norm = computes_.TotalNorm(norm_type, tensors);
     const double coefficient = Decide({.max_norm = max_norm}, norm).coefficient;
     digest.Add(norm);
     digest.Add(coefficient);
     for (Tensor& tensor : tensors) {
-      backend_->Scale(tensor.dtype, tensor.elements.data(), tensor.count(), coefficient);
+      computes_.Scale(tensor.dtype, tensor.elements, coefficient);
       const size_t size = ElementSize(tensor.dtype);
       for (size_t at = 0; at < tensor.elements.size(); at += size) {
         digest.Add(PlainValue(tensor.dtype, tensor.elements.data() + at));
