@@ -83,8 +83,9 @@ class Devices {
 
   // A queue on the device that has the least to do, for a gradient of which `slots_filled` slots
   // will be measured; keeps: they are kept. Takes milliseconds where the device's memory is to be
-  // taken first. RESOURCE_EXHAUSTED where no device has memory left for that, or all have as many
-  // queues as they can; UNAVAILABLE where all are out of use.
+  // taken first. Null where all that could are busy: they have as many queues as they can.
+  // RESOURCE_EXHAUSTED where no device has memory left for that; UNAVAILABLE where all are out of
+  // use.
   virtual absl::StatusOr<std::unique_ptr<DeviceQueue>> Open(uint64_t slots_filled, bool keeps) = 0;
 };
 

@@ -31,6 +31,7 @@ absl::StatusOr<std::unique_ptr<DevicePart>> DevicePart::Open(Devices& devices, c
   absl::StatusOr<std::unique_ptr<DeviceQueue>> queue =
       devices.Open(SlotPlan::CountSlots(spec), keeps);
   if (!queue.ok()) return queue.status();
+  if (*queue == nullptr) return nullptr;
   return std::unique_ptr<DevicePart>(new DevicePart(*std::move(queue), spec, keeps, measured));
 }
 

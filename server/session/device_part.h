@@ -33,8 +33,9 @@ class DevicePart {
   // Whether devices measure such norms.
   static bool Measures(double norm_type);
 
-  // Opens a queue for the whole gradient. keeps: it will come back, by NextSegment(). `spec` and
-  // `measured` must outlive this. REQUIRES: Measures(spec.norm_type).
+  // Opens a queue for the whole gradient; null where all devices are busy. keeps: it will come
+  // back, by NextSegment(). `spec` and `measured` must outlive this. REQUIRES:
+  // Measures(spec.norm_type).
   static absl::StatusOr<std::unique_ptr<DevicePart>> Open(Devices& devices, const CallSpec& spec,
                                                           bool keeps, MeasuredGradient& measured);
 

@@ -166,12 +166,12 @@ absl::Status Session::ChooseDevice() {
   }
   absl::StatusOr<std::unique_ptr<DevicePart>> device =
       DevicePart::Open(*means_.devices, spec_, keeps_data(), *measured_);
-  if (device.ok()) {
+  if (device.ok() && *device != nullptr) {
     device_ = *std::move(device);
     result_.mutable_norm()->set_backend(std::string(device_->name()));
     return absl::OkStatus();
   }
-  if (means_.host_on_device_error) {
+  if (device.ok() || means_.host_on_device_error) {
     fell_back_ = true;
     return absl::OkStatus();
   }

@@ -5,7 +5,8 @@
 // Where there are devices, a gradient that is streamed and whose p is 1, 2 or infinity is measured
 // on one, and kept there if it is to come back. Who measures changes no bit of the answer. Data(),
 // Shared(), HalfClose() and NextSegment() then may wait for the device: some 100 us at a time, but
-// for Shared() after data that was kept there, which waits for all of it to come back.
+// for the first Data(), for which the device's memory may have to be taken first, some ms, and for
+// Shared() after data that was kept there, which waits for all of it to come back.
 //
 // Where a device fails, and host_on_device_error, the host goes on with the bytes in the device's
 // place. Those that were kept on the device alone are lost, and the call ends with UNAVAILABLE: it
@@ -13,7 +14,8 @@
 // RESOURCE_EXHAUSTED) has not failed, but other calls hold it; operators who let the host stand in
 // for a device that is broken want it all the more for one that is busy, so the host takes the call
 // then too. Nobody waits for a device's memory. Otherwise the device's own status ends the call,
-// for a lack of memory with the name of the flag that sets it.
+// for a lack of memory with the name of the flag that sets it. Where all devices have as many calls
+// as they can at once, which no flag sets, the host takes the call in any case.
 #ifndef GRADCLIP_SERVER_SESSION_SESSION_H_
 #define GRADCLIP_SERVER_SESSION_SESSION_H_
 

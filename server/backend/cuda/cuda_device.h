@@ -76,7 +76,7 @@ class CudaDevice {
     std::array<Slot, 3> slots;
   };
 
-  // RESOURCE_EXHAUSTED where all are in use, or memory is.
+  // Null where all are in use. RESOURCE_EXHAUSTED where memory is.
   absl::StatusOr<std::unique_ptr<Pipeline>> TakePipeline();
   void GivePipeline(std::unique_ptr<Pipeline> pipeline);
 

@@ -107,6 +107,7 @@ class CudaDevices final : public Devices {
 
   absl::StatusOr<std::unique_ptr<DeviceQueue>> Open(uint64_t slots_filled, bool keeps) override {
     absl::Status why;
+    bool busy = false;
     // By the loads as they are now: they change while they are compared.
     std::vector<std::pair<uint64_t, CudaDevice*>> by_load;
     for (const std::unique_ptr<CudaDevice>& device : devices_) {
@@ -122,9 +123,11 @@ class CudaDevices final : public Devices {
     for (const auto& [load, device] : by_load) {
       absl::StatusOr<std::unique_ptr<DeviceQueue>> queue =
           CudaQueue::Open(*device, slots_filled, keeps);
-      if (queue.ok()) return queue;
+      if (queue.ok() && *queue != nullptr) return queue;
+      busy = busy || queue.ok();
       why = queue.status();
     }
+    if (busy) return nullptr;
     return why;
   }
 

@@ -12,6 +12,7 @@ absl::StatusOr<std::unique_ptr<DeviceQueue>> CudaQueue::Open(CudaDevice& device,
   if (absl::Status current = device.MakeCurrent(); !current.ok()) return current;
   absl::StatusOr<std::unique_ptr<CudaDevice::Pipeline>> pipeline = device.TakePipeline();
   if (!pipeline.ok()) return pipeline.status();
+  if (*pipeline == nullptr) return nullptr;
   const uint64_t slots = (*pipeline)->slots.size();
   absl::StatusOr<std::vector<DevicePiece*>> pieces =
       device.TakePieces(keeps ? slots_filled : std::min(slots_filled, slots));

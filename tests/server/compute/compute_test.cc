@@ -295,6 +295,23 @@ TEST_F(CallsOnGpus, RunSeveralAtOnceOnSeveralDevices) {
   EXPECT_EQ(emulated_cuda::CountLive(), emulated_cuda::Live());
 }
 
+TEST_F(CallsOnGpus, GoToTheHostWhereTheDevicesAreBusy) {
+  Machine({{}});
+  ASSERT_EQ(Choose("cuda"), absl::OkStatus());
+  const Case gradient = Gradient(v1::REPLY_COEFFICIENT);
+  const Answer host = Clip(gradient, nullptr);
+  std::vector<std::unique_ptr<DeviceQueue>> others;
+  while (std::unique_ptr<DeviceQueue> queue = *compute_->devices()->Open(1, false)) {
+    others.push_back(std::move(queue));
+  }
+  // That is no error of the device.
+  for (const bool host_goes_on : {true, false}) {
+    const Answer answer = Clip(gradient, compute_->devices(), host_goes_on);
+    ExpectSame(answer, host);
+    EXPECT_EQ(answer.backend, host.backend);
+  }
+}
+
 TEST_F(CallsOnGpus, GoToTheHostWhereTheDevicesMemoryIsTaken) {
   Machine({{}});
   ASSERT_EQ(Choose("cuda", {.memory_bytes = size_t{7} << 20}), absl::OkStatus());

@@ -275,9 +275,9 @@ TEST_F(CudaQueueTest, GivesNoMoreQueuesThanThereIsPinnedMemoryFor) {
   for (size_t i = 0; i < CudaDevice::kMostPipelines; ++i) {
     queues.push_back(*devices_->Open(1, false));
   }
-  EXPECT_EQ(devices_->Open(1, false).status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(*devices_->Open(1, false), nullptr);
   queues.pop_back();
-  EXPECT_TRUE(devices_->Open(1, false).ok());
+  EXPECT_NE(*devices_->Open(1, false), nullptr);
 }
 
 class CudaChoice : public CudaQueueTest {};
