@@ -37,7 +37,12 @@ if(GRADCLIP_HAS_CUDA)
     set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
     set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
   endif()
-  find_package(CUDAToolkit REQUIRED)
+  # (CMake 3.25's FindCUDAToolkit stumbles over CUDA 13.)
+  find_library(GRADCLIP_CUDART cudart_static REQUIRED
+    HINTS ${CMAKE_CUDA_HOST_IMPLICIT_LINK_DIRECTORIES})
+  add_library(gradclip_cudart INTERFACE)
+  target_include_directories(gradclip_cudart SYSTEM INTERFACE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
+  target_link_libraries(gradclip_cudart INTERFACE ${GRADCLIP_CUDART} pthread dl rt)
 endif()
 message(STATUS "CUDA backend: ${GRADCLIP_HAS_CUDA} (GRADCLIP_CUDA=${GRADCLIP_CUDA})")
 
