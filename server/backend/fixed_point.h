@@ -41,7 +41,7 @@ GRADCLIP_HOST_DEVICE inline FixedPointTerm SplitIntoDigits(uint64_t bits, int ex
     if (mantissa == 0) return term;
     place = 0;
   }
-  const int64_t beyond = 32 * kFixedPointDigits - place;  // bits from there to the end
+  const int64_t beyond = int64_t{32} * kFixedPointDigits - place;  // bits from there to the end
   if (beyond < 64 && (beyond <= 0 || mantissa >> beyond != 0)) {
     term.too_large = true;
     return term;

@@ -94,14 +94,15 @@ absl::Status CudaDevice::Check(const CudaCalls& calls) {
   if (calls.error == cudaSuccess) return absl::OkStatus();
   // An error that does not stay must not be taken for one of a later call.
   (void)cudaGetLastError();
-  std::string why = absl::StrFormat("%s: %s (%s of %s)", name_, cudaGetErrorString(calls.error),
-                                    cudaGetErrorName(calls.error), calls.call);
+  const std::string why =
+      absl::StrFormat("%s: %s (%s of %s)", name_, cudaGetErrorString(calls.error),
+                      cudaGetErrorName(calls.error), calls.call);
   if (calls.error == cudaErrorMemoryAllocation) return absl::ResourceExhaustedError(why);
-  return Fail(std::move(why));
+  return Fail(why);
 }
 
-absl::Status CudaDevice::Fail(std::string why) {
-  absl::Status status = absl::UnavailableError(std::move(why));
+absl::Status CudaDevice::Fail(const std::string& why) {
+  absl::Status status = absl::UnavailableError(why);
   {
     const std::lock_guard lock(mutex_);
     if (!state_.ok()) return state_;

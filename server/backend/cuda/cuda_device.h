@@ -101,7 +101,7 @@ class CudaDevice {
   // At least so many. REQUIRES: allocating_; the budget has room for them.
   absl::Status AddPieces(uint64_t count);
   void FreeSlabs(const std::vector<void*>& slabs);
-  absl::Status Fail(std::string why);
+  absl::Status Fail(const std::string& why);
 
   const int number_;
   const std::string name_;

@@ -145,6 +145,7 @@ std::vector<BackendChoice> ListCudaDevices() {
     return {{.name = "cuda", .usable = false, .detail = WhyNoDevices(error)}};
   }
   std::vector<BackendChoice> choices;
+  choices.reserve(static_cast<size_t>(count));
   for (int number = 0; number < count; ++number) choices.push_back(Describe(number));
   return choices;
 }

@@ -49,7 +49,8 @@ absl::Status CudaQueue::Measure(size_t slot, size_t bytes, std::span<const Devic
   if (absl::Status begun = Begin(); !begun.ok()) return begun;
   DevicePiece& piece = *pieces_[keeps_ ? contents_.size() : slot];
   Content content = {bytes, {piece.runs, static_cast<uint32_t>(runs.size()), 0}};
-  const auto& [host, brought, done] = pipeline_->slots[slot];
+  const CudaDevice::Slot& at = pipeline_->slots[slot];
+  DevicePiece* const host = at.host;
   host->tally = EmptyTally();
   for (size_t i = 0; i < runs.size(); ++i) {
     host->runs[i] = runs[i];
@@ -60,8 +61,8 @@ absl::Status CudaQueue::Measure(size_t slot, size_t bytes, std::span<const Devic
   found_[slot] = per_block ? content.runs.blocks : 0;
   if (keeps_) contents_.push_back(content);
 
-  const cudaStream_t copies = pipeline_->copies;
-  const cudaStream_t kernels = pipeline_->kernels;
+  cudaStream_t copies = pipeline_->copies;
+  cudaStream_t kernels = pipeline_->kernels;
   const size_t table_bytes = sizeof(DeviceTally) + runs.size() * sizeof(DeviceRun);
   const auto copy = [&](void* to, const void* from, size_t size, cudaMemcpyKind way,
                         cudaStream_t stream) {
@@ -72,8 +73,8 @@ absl::Status CudaQueue::Measure(size_t slot, size_t bytes, std::span<const Devic
            copy(piece.data, host->data, bytes, cudaMemcpyHostToDevice, copies)) &&
       calls.Ok("cudaMemcpyAsync",
                copy(&piece.tally, &host->tally, table_bytes, cudaMemcpyHostToDevice, copies)) &&
-      calls.Ok("cudaEventRecord", cudaEventRecord(brought, copies)) &&
-      calls.Ok("cudaStreamWaitEvent", cudaStreamWaitEvent(kernels, brought, 0)) &&
+      calls.Ok("cudaEventRecord", cudaEventRecord(at.brought, copies)) &&
+      calls.Ok("cudaStreamWaitEvent", cudaStreamWaitEvent(kernels, at.brought, 0)) &&
       calls.Ok("cudaLaunchKernelEx",
                LaunchMeasure(kernels, device_.multiprocessors(), kind, content.runs, &piece.tally,
                              per_block ? piece.found : nullptr)) &&
@@ -82,16 +83,16 @@ absl::Status CudaQueue::Measure(size_t slot, size_t bytes, std::span<const Devic
       (found_[slot] == 0 || calls.Ok("cudaMemcpyAsync", copy(host->found, piece.found,
                                                              found_[slot] * sizeof(DeviceBlock),
                                                              cudaMemcpyDeviceToHost, kernels))) &&
-      calls.Ok("cudaEventRecord", cudaEventRecord(done, kernels));
+      calls.Ok("cudaEventRecord", cudaEventRecord(at.done, kernels));
   return Note(calls);
 }
 
 absl::StatusOr<DeviceFound> CudaQueue::Await(size_t slot) {
   if (absl::Status begun = Begin(); !begun.ok()) return begun;
-  const auto& [host, brought, done] = pipeline_->slots[slot];
-  status_ = device_.Await("cudaEventQuery", [event = done] { return cudaEventQuery(event); });
+  const CudaDevice::Slot& at = pipeline_->slots[slot];
+  status_ = device_.Await("cudaEventQuery", [&at] { return cudaEventQuery(at.done); });
   if (!status_.ok()) return status_;
-  return DeviceFound{&host->tally, {host->found, found_[slot]}};
+  return DeviceFound{&at.host->tally, {at.host->found, found_[slot]}};
 }
 
 absl::Status CudaQueue::Scale(size_t piece, double coefficient, bool assign_zero) {
@@ -113,13 +114,13 @@ absl::Status CudaQueue::Scale(size_t piece, double coefficient, bool assign_zero
 
 absl::Status CudaQueue::Fetch(size_t piece, size_t slot) {
   if (absl::Status begun = Begin(); !begun.ok()) return begun;
-  const auto& [host, brought, done] = pipeline_->slots[slot];
+  const CudaDevice::Slot& at = pipeline_->slots[slot];
   found_[slot] = 0;
   CudaCalls calls;
   calls.Ok("cudaMemcpyAsync",
-           cudaMemcpyAsync(host->data, pieces_[piece]->data, contents_[piece].bytes,
+           cudaMemcpyAsync(at.host->data, pieces_[piece]->data, contents_[piece].bytes,
                            cudaMemcpyDeviceToHost, pipeline_->kernels)) &&
-      calls.Ok("cudaEventRecord", cudaEventRecord(done, pipeline_->kernels));
+      calls.Ok("cudaEventRecord", cudaEventRecord(at.done, pipeline_->kernels));
   return Note(calls);
 }
 
