@@ -64,7 +64,7 @@ class Staging:
                 return None
             try:
                 if self._region is None or self._size < size:
-                    self.forget()
+                    self._forget()
                     self._region, self._size = Region(size, ()), size
                 token = self._region.token(server, rest)
             except (Refused, OSError):  # OSError: the system has not as much memory
@@ -80,7 +80,7 @@ class Staging:
         try:
             yield stage
         except BaseException:
-            self.forget()
+            self._forget()
             raise
         finally:
             if tries > 1:
@@ -89,10 +89,15 @@ class Staging:
 
     def _refuse(self) -> None:
         self._refused_until = time.monotonic() + _ASK_AGAIN_AFTER
-        self.forget()
+        self._forget()
 
-    def forget(self) -> None:
-        """Gives the memory back."""
+    def close(self) -> None:
+        """Gives the memory back; a call that has it gives it back where it ends with an error."""
+        if self._lock.acquire(blocking=False):
+            self._forget()
+            self._lock.release()
+
+    def _forget(self) -> None:
         if self._region is not None:
             self._region.close()
         self._region, self._size = None, 0

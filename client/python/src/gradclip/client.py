@@ -308,7 +308,7 @@ class Client:
     def close(self) -> None:
         """Closes the connections; running calls end with an error."""
         self._servers.close()
-        self._staging.forget()
+        self._staging.close()
 
     def __enter__(self) -> Client:
         return self
