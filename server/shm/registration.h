@@ -14,14 +14,15 @@ namespace gradclip {
 // What names a region in SharedRanges: random, so that nobody can guess it.
 using RegionToken = std::array<std::byte, 16>;
 
-// What a client sends, together with one memfd (SCM_RIGHTS). On the wire, little-endian: the 8
-// bytes of kMagic, u32 version, u16 kind, u16 flags, u64 length in bytes, u64 zero.
+// What a client sends, together with one memfd (SCM_RIGHTS) or followed by a CudaAllocation. On the
+// wire, little-endian: the 8 bytes of kMagic, u32 version, u16 kind, u16 flags, u64 length in bytes,
+// u64 offset in bytes (of kMemfd: zero).
 struct Registration {
   static constexpr size_t kBytes = 32;
   static constexpr char kMagic[] = "GRADCLIP";
   static constexpr uint32_t kVersion = 1;
   static constexpr uint16_t kMemfd = 1;       // kind
-  static constexpr uint16_t kCudaMemory = 2;  // kind; not taken yet
+  static constexpr uint16_t kCudaMemory = 2;  // kind
   static constexpr uint16_t kReadOnly = 1;    // flags: the server may only read
 
   uint64_t magic = 0;
@@ -29,7 +30,7 @@ struct Registration {
   uint16_t kind = kMemfd;
   uint16_t flags = 0;
   uint64_t length = 0;
-  uint64_t zero = 0;
+  uint64_t offset = 0;
 
   static constexpr uint64_t Magic() {
     uint64_t magic = 0;
@@ -38,6 +39,15 @@ struct Registration {
   }
 };
 static_assert(sizeof(Registration) == Registration::kBytes);
+
+// What follows a registration of kCudaMemory: which memory the offset counts in.
+struct CudaAllocation {
+  static constexpr size_t kBytes = 80;
+
+  std::array<std::byte, 16> uuid{};    // of the GPU
+  std::array<std::byte, 64> handle{};  // cudaIpcMemHandle_t
+};
+static_assert(sizeof(CudaAllocation) == CudaAllocation::kBytes);
 
 // What the server answers, followed by message_bytes of UTF-8. On the wire, little-endian: u32
 // status, u32 message_bytes, the token.

@@ -104,7 +104,7 @@ absl::Status RegistrationReader::CheckBytes() const {
     return absl::InvalidArgumentError(
         absl::StrCat("flags ", message.flags, "; this server knows 1 (read only) alone"));
   }
-  if (message.zero != 0) {
+  if (message.offset != 0) {
     return absl::InvalidArgumentError("the last 8 bytes of a registration must be zero");
   }
   if (message.kind == Registration::kCudaMemory) {
