@@ -3,6 +3,7 @@
 #ifndef GRADCLIP_SERVER_BACKEND_DEVICE_H_
 #define GRADCLIP_SERVER_BACKEND_DEVICE_H_
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -12,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "server/backend/device_tables.h"
@@ -63,6 +65,48 @@ class DeviceQueue {
   virtual absl::Status Fetch(size_t piece, size_t slot) = 0;
 };
 
+// Memory of a device that another process owns, as that process names it: bytes [offset, offset +
+// length) of an allocation.
+struct ExportedMemory {
+  std::array<std::byte, 16> device{};      // its UUID
+  std::array<std::byte, 64> allocation{};  // the handle that the device's driver gives out for it
+  uint64_t offset = 0;
+  uint64_t length = 0;
+};
+
+// Such memory, open here, to be measured and scaled where it is. Its owner may write to it, and
+// does at any time. Thread-safe: methods wait for the device, those of one device for one another.
+// Destroying closes it; its device must still be there.
+//
+// Errors, of all methods: UNAVAILABLE where the device has failed and is out of use;
+// RESOURCE_EXHAUSTED where it has no memory.
+class DeviceMemory {
+ public:
+  // Of what one call of Measure() or Scale() is given.
+  static constexpr size_t kMostRuns = DeviceQueue::kSlotRuns;
+  static constexpr uint64_t kMostBlocks = DeviceQueue::kSlotBytes / sizeof(DeviceBlock);
+
+  virtual ~DeviceMemory() = default;
+
+  virtual std::string_view device() const = 0;  // "cuda/0"
+
+  // Where it begins. The same memory has the same address however often it is open here, and no
+  // other has it, on any device.
+  virtual uint64_t address() const = 0;
+
+  // Measures `runs`, whose addresses lie in this memory, and gives what was found to `take`.
+  // REQUIRES: at most kMostRuns with kMostBlocks.
+  using Take = absl::FunctionRef<void(const DeviceFound& found)>;
+  virtual absl::Status Measure(std::span<const DeviceRun> runs, NormKind kind, bool per_block,
+                               Take take) = 0;
+  // Multiplies their elements as Backend::Scale() does, or assigns 0 to them. After an error some
+  // may be scaled and some not. REQUIRES: as Measure().
+  virtual absl::Status Scale(std::span<const DeviceRun> runs, double coefficient,
+                             bool assign_zero) = 0;
+  // Brings bytes from an address in this memory to the host.
+  virtual absl::Status Fetch(uint64_t address, std::span<std::byte> bytes) = 0;
+};
+
 // All devices that a server uses. Thread-safe.
 class Devices {
  public:
@@ -87,6 +131,12 @@ class Devices {
   // RESOURCE_EXHAUSTED where no device has memory left for that; UNAVAILABLE where all are out of
   // use.
   virtual absl::StatusOr<std::unique_ptr<DeviceQueue>> Open(uint64_t slots_filled, bool keeps) = 0;
+
+  // Memory of another process. FAILED_PRECONDITION where none of the devices is that memory's;
+  // INVALID_ARGUMENT where the driver can't open it, or it is not all in the allocation;
+  // UNAVAILABLE and RESOURCE_EXHAUSTED as DeviceMemory's methods.
+  virtual absl::StatusOr<std::unique_ptr<DeviceMemory>> OpenMemory(
+      const ExportedMemory& memory) = 0;
 };
 
 }  // namespace gradclip

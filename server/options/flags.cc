@@ -111,7 +111,7 @@ absl::Status SetCudaDevices(absl::string_view text, Options& options) {
 }
 
 absl::Status SetCudaMemoryBudget(absl::string_view text, Options& options) {
-  DeviceMemory& budget = options.cuda_memory_budget;
+  DeviceMemoryBudget& budget = options.cuda_memory_budget;
   absl::string_view number = text;
   if (absl::ConsumeSuffix(&number, "%")) {
     budget.bytes = 0;
@@ -331,11 +331,18 @@ const std::vector<Flag>& AllFlags() {
        CountBetween(&Options::max_dimensions, 1, 1024)},
       {"memory-socket", "PATH",
        "Unix socket where processes of this machine register memory, so that no gradient byte has\n"
-       "to be sent; an absolute path. Registered memory counts against the memory budget.",
+       "to be sent; an absolute path. Registered memory of the host counts against the memory\n"
+       "budget.",
        "none: no shared memory", false, SetMemorySocket},
       {"memory-socket-uids", "UID",
        "Users who may register memory, by number. May be given several times.",
        "the user that the server runs as", true, AddUid(&Options::memory_socket_uids)},
+      {"allow-cuda-ipc", "",
+       "Memory of the GPUs in use may be registered there, too, by its CUDA IPC handle, and is\n"
+       "measured and clipped where it is. What a handle opens is for the driver to check: only "
+       "for\n"
+       "callers who are trusted with the GPU.",
+       "false", false, Switch(&Options::allow_cuda_ipc)},
       {"max-regions", "COUNT", "Most regions of registered memory, 1 to 4096.", "1024", false,
        CountBetween(&Options::max_regions, 1, 4096)},
       {"max-regions-per-peer", "COUNT", "The same for one user, 1 to 4096.", "256", false,

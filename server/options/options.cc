@@ -305,6 +305,11 @@ absl::StatusOr<Options> ParseOptions(int argc, const char* const* argv,
                                             " has no effect: there are no metrics "
                                             "(--metrics-listen=HOST:PORT)"));
   }
+  if (options.allow_cuda_ipc && options.memory_socket.empty()) {
+    options.warnings.push_back(absl::StrCat(given["allow-cuda-ipc"].source,
+                                            " has no effect: there is no memory socket "
+                                            "(--memory-socket=PATH)"));
+  }
   if (!given.contains("reflection")) options.reflection = options.tls_cert.empty();
   if (!given.contains("max-connection-age") && !options.tls_client_ca.empty()) {
     options.max_connection_age = absl::Hours(1);

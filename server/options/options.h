@@ -27,7 +27,7 @@ enum class OnGpuError : uint8_t { kCpu, kFail };
 
 // Memory of a device: bytes, or a share of what is free there at the start, which only the device
 // knows.
-struct DeviceMemory {
+struct DeviceMemoryBudget {
   uint64_t bytes = 0;     // > 0 unless percent is
   uint64_t percent = 80;  // 1 .. 100; 0 where bytes are given
 };
@@ -75,7 +75,7 @@ struct Options {
   std::vector<uint32_t> cuda_devices;
 
   // Memory that all calls together may take of each device.
-  DeviceMemory cuda_memory_budget;
+  DeviceMemoryBudget cuda_memory_budget;
 
   // Bytes that all calls together may keep; > 0. Default: half of SystemMemoryLimit().
   uint64_t memory_budget = 0;
@@ -126,8 +126,11 @@ struct Options {
   // User ids that may register memory; empty: the server's own alone.
   std::vector<uid_t> memory_socket_uids;
 
+  // CUDA memory may be registered there, too.
+  bool allow_cuda_ipc = false;
+
   // Regions of registered memory, their bytes, and both of one user; > 0. Default of the bytes:
-  // memory_budget, which they are charged to.
+  // memory_budget, which those of the host are charged to.
   uint64_t max_regions = 1024;
   uint64_t max_regions_per_peer = 256;
   uint64_t max_shared_bytes = 0;

@@ -269,7 +269,8 @@ void Call::TakeShared(const v1::SharedRanges& ranges) {
 
 void Call::RunWork(void (Call::*then)()) {
   const size_t tasks = session_.work_tasks();
-  if (tasks <= 1 || session_.work_bytes() < kLeastForPool) {
+  const bool small = tasks <= 1 || session_.work_bytes() < kLeastForPool;
+  if (tasks == 0 || (small && !session_.work_waits())) {
     for (size_t task = 0; task < tasks; ++task) session_.RunTask(task);
     return FinishWork(then);
   }

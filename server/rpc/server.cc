@@ -66,7 +66,7 @@ std::string RandomInstance() {
 }
 
 absl::StatusOr<std::unique_ptr<Compute>> MakeCompute(const Options& options, Log& log) {
-  const DeviceMemory& memory = options.cuda_memory_budget;
+  const DeviceMemoryBudget& memory = options.cuda_memory_budget;
   CudaOptions cuda;
   cuda.devices.assign(options.cuda_devices.begin(), options.cuda_devices.end());
   if (memory.bytes > 0) cuda.memory_bytes = memory.bytes;
@@ -188,6 +188,9 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const Options& options, Lo
   if (const std::string& why = server->compute_->why_no_devices(); !why.empty()) {
     log.Info("no GPU is used", {{"why", why}, {"backend", server->compute_->name()}});
   }
+  if (options.allow_cuda_ipc && server->compute_->devices() == nullptr) {
+    log.Warning("no CUDA memory can be registered (--allow-cuda-ipc): no GPU is used");
+  }
   for (const auto& [device, why] : server->compute_->left_out()) {
     log.Warning("a GPU is not used", {{"device", device}, {"why", why}});
   }
@@ -205,7 +208,7 @@ Server::Server(const Options& options, std::unique_ptr<Compute> compute,
                 .max_regions_per_peer = options.max_regions_per_peer,
                 .max_shared_bytes = options.max_shared_bytes,
                 .max_shared_bytes_per_peer = options.max_shared_bytes_per_peer},
-               memory_->gradients),
+               memory_->gradients, options.allow_cuda_ipc ? compute_->devices() : nullptr),
       pool_(static_cast<int>(options.compute_threads)),
       watchdog_(WatchInterval(options), options.arena_trim_interval,
                 [memory = memory_] {

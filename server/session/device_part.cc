@@ -1,29 +1,20 @@
 #include "server/session/device_part.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <utility>
 
 #include "server/memory/arena.h"
+#include "server/session/device_findings.h"
 
 namespace gradclip {
 namespace {
-
-NormKind KindOf(double norm_type) {
-  if (norm_type == 1) return NormKind::kMagnitudes;
-  return norm_type == 2 ? NormKind::kSquares : NormKind::kLargest;
-}
 
 uint64_t BytesOf(const DeviceRun& run) {
   return run.elements * ElementSize(run.dtype);
 }
 
 }  // namespace
-
-bool DevicePart::Measures(double norm_type) {
-  return norm_type == 1 || norm_type == 2 || std::isinf(norm_type);
-}
 
 absl::StatusOr<std::unique_ptr<DevicePart>> DevicePart::Open(Devices& devices, const CallSpec& spec,
                                                              bool keeps,
@@ -42,7 +33,6 @@ DevicePart::DevicePart(std::unique_ptr<DeviceQueue> queue, const CallSpec& spec,
       keeps_(keeps),
       kind_(KindOf(spec.norm_type)),
       measured_(measured),
-      none_(spec.norm_type),
       plan_(spec),
       runs_(queue_->slots()) {}
 
@@ -91,52 +81,19 @@ absl::Status DevicePart::TakeFound() {
   const absl::StatusOr<DeviceFound> found = queue_->Await(found_ % runs_.size());
   if (!found.ok()) return found.status();
   const std::vector<DeviceRun>& runs = this->runs(found_++);
-  if (spec_.per_tensor) {
-    AddEachBlock(found->blocks, runs);
-  } else {
-    AddTally(*found->tally, runs);
+  NormPartial sum(spec_.norm_type);
+  if (!spec_.per_tensor) {
+    sum.AddTally(*found->tally);
+    measured_.AddToTotal(sum);
+    sum.Clear();
+  }
+  for (const DeviceRun& run : runs) {
+    const TensorSummary summary =
+        spec_.per_tensor ? AddBlocksOf(*found, run, sum) : NonfiniteIn(*found->tally, run);
+    measured_.AddBlocks(sum, summary, run.elements);
+    sum.Clear();
   }
   return absl::OkStatus();
-}
-
-// Of non-finite elements only their number and the first one's place are asked for: all are put
-// down to the run that has the first.
-void DevicePart::AddTally(const DeviceTally& tally, const std::vector<DeviceRun>& runs) {
-  NormPartial sum(spec_.norm_type);
-  sum.AddTally(tally);
-  measured_.AddToTotal(sum);
-  const uint64_t block = tally.first_nonfinite / kBlockElements;
-  for (const DeviceRun& run : runs) {
-    TensorSummary found;
-    if (tally.nonfinite > 0 && block >= run.first_block &&
-        block < run.first_block + BlocksOf(run.elements)) {
-      found.nonfinite = tally.nonfinite;
-      found.first_nonfinite = tally.first_nonfinite - run.first_block * kBlockElements;
-    }
-    measured_.AddBlocks(none_, found, run.elements);
-  }
-}
-
-void DevicePart::AddEachBlock(std::span<const DeviceBlock> blocks,
-                              const std::vector<DeviceRun>& runs) {
-  for (const DeviceRun& run : runs) {
-    NormPartial sum(spec_.norm_type);
-    TensorSummary found;
-    for (uint64_t i = 0; i < BlocksOf(run.elements); ++i) {
-      const DeviceBlock& block = blocks[run.first_block + i];
-      if (kind_ == NormKind::kLargest) {
-        sum.AddLargest(block.sum);
-      } else {
-        sum.AddSum(block.sum, block.exponent);
-      }
-      if (found.nonfinite == 0 && block.nonfinite > 0) {
-        found.first_nonfinite = i * kBlockElements + block.first_nonfinite;
-      }
-      found.nonfinite += block.nonfinite;
-      found.zeros += block.zeros;
-    }
-    measured_.AddBlocks(sum, found, run.elements);
-  }
 }
 
 absl::Status DevicePart::TakeBack(Keep keep) {

@@ -30,12 +30,9 @@ namespace gradclip {
 // still at work. Their errors are the queue's.
 class DevicePart {
  public:
-  // Whether devices measure such norms.
-  static bool Measures(double norm_type);
-
   // Opens a queue for the whole gradient; null where all devices are busy. keeps: it will come
   // back, by NextSegment(). `spec` and `measured` must outlive this. REQUIRES:
-  // Measures(spec.norm_type).
+  // DevicesMeasure(spec.norm_type).
   static absl::StatusOr<std::unique_ptr<DevicePart>> Open(Devices& devices, const CallSpec& spec,
                                                           bool keeps, MeasuredGradient& measured);
 
@@ -75,8 +72,6 @@ class DevicePart {
 
   absl::Status BeginSlot();
   absl::Status TakeFound();  // of the slot that was handed over first
-  void AddTally(const DeviceTally& tally, const std::vector<DeviceRun>& runs);
-  void AddEachBlock(std::span<const DeviceBlock> blocks, const std::vector<DeviceRun>& runs);
   // Gives what has been taken of a slot, whose bytes are at `slot`.
   absl::Status Give(uint64_t nth, const std::byte* slot, const std::vector<DeviceRun>& runs,
                     Keep keep);
@@ -89,7 +84,6 @@ class DevicePart {
   const bool keeps_;
   const NormKind kind_;
   MeasuredGradient& measured_;
-  const NormPartial none_;
 
   // Slots are counted through the gradient; the nth is in the queue's slot n modulo slots(). Where
   // the gradient is kept the nth slot is the nth piece.

@@ -8,6 +8,7 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "server/session/device_findings.h"
 
 namespace gradclip {
 namespace {
@@ -161,7 +162,7 @@ absl::Status Session::Keep(DType dtype, std::span<const std::byte> elements) {
 }
 
 absl::Status Session::ChooseDevice() {
-  if (means_.devices == nullptr || shared_ != nullptr || !DevicePart::Measures(spec_.norm_type)) {
+  if (means_.devices == nullptr || shared_ != nullptr || !DevicesMeasure(spec_.norm_type)) {
     return absl::OkStatus();
   }
   absl::StatusOr<std::unique_ptr<DevicePart>> device =
@@ -272,6 +273,9 @@ absl::Status Session::Shared(const v1::SharedRanges& ranges) {
   if (device_ != nullptr) {
     if (absl::Status handed_over = HandOver(); !handed_over.ok()) return handed_over;
   }
+  if (const DeviceMemory* memory = shared_->device_memory(); memory != nullptr) {
+    result_.mutable_norm()->set_backend(std::string(memory->device()));
+  }
   received_bytes_ += bytes;
   work_ = Work::kMeasure;
   work_tasks_ = shared_->tasks().size();
@@ -328,7 +332,7 @@ absl::Status Session::FinishWork() {
     return absl::CancelledError("the caller cancelled or went away");
   }
   if (shared_ == nullptr) return absl::OkStatus();
-  if (absl::Status whole = shared_->CheckRegions(work_ == Work::kScale); !whole.ok()) return whole;
+  if (absl::Status whole = shared_->CheckWork(work_ == Work::kScale); !whole.ok()) return whole;
   if (work_ == Work::kMeasure) {
     for (size_t task = 0; task < shared_->tasks().size(); ++task) TakeMeasured(task);
   }
@@ -344,7 +348,9 @@ void Session::TakeMeasured(size_t index) {
     return measured_->AddTensors(shared_->measured(index), task.tensor, task.pieces);
   }
   const Piece& piece = shared_->pieces(task).front();
-  if (task.kind == SharedPart::Kind::kOpen) return measured_->Add(piece.elements, piece.count);
+  if (task.kind == SharedPart::Kind::kOpen) {
+    return measured_->Add(shared_->open_elements(index), piece.count);
+  }
   const PiecesNorm& found = shared_->measured(index);
   measured_->AddBlocks(found.sum, found.pieces.front(), piece.count);
 }

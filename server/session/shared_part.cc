@@ -2,8 +2,11 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
+#include <utility>
 
 #include "absl/strings/str_format.h"
+#include "server/session/device_pieces.h"
 
 namespace gradclip {
 namespace {
@@ -13,6 +16,18 @@ namespace {
 constexpr uint64_t kTaskBytes = uint64_t{256} << 10;
 constexpr uint64_t kLongTaskBytes = uint64_t{1} << 20;
 constexpr uint64_t kLongTasksAbove = uint64_t{64} << 20;
+
+// A device shares the work out itself.
+constexpr uint64_t kDeviceTaskBytes = std::numeric_limits<uint64_t>::max();
+
+// Where a region's elements are, for who reads them here or names them to a device.
+std::byte* ElementsOf(const Region& region, bool writes) {
+  if (const DeviceMemory* memory = region.device_memory(); memory != nullptr) {
+    return reinterpret_cast<std::byte*>(memory->address());
+  }
+  // Cast: what is not to be written never is.
+  return writes ? region.writable_data() : const_cast<std::byte*>(region.data());
+}
 
 }  // namespace
 
@@ -58,6 +73,9 @@ absl::Status SharedPart::CheckRanges(const v1::SharedRanges& ranges, uint64_t* b
     return absl::FailedPreconditionError(
         "shared: the region has lost pages; register the memory again");
   }
+  memory_ = region->device_memory();
+  on_devices_ = on_devices_ || memory_ != nullptr;
+  std::byte* const elements = ElementsOf(*region, writes_);
   for (int i = 0; i < ranges.offset_size(); ++i) {
     const uint64_t offset = ranges.offset(i);
     const uint64_t length = ranges.length(i);
@@ -67,10 +85,7 @@ absl::Status SharedPart::CheckRanges(const v1::SharedRanges& ranges, uint64_t* b
                                           offset, checked.message()));
     }
     if (length == 0) continue;
-    // Cast: what is not writes_ is never written.
-    std::byte* const elements =
-        (writes_ ? region->writable_data() : const_cast<std::byte*>(region->data())) + offset;
-    ranges_.push_back({elements, length});
+    ranges_.push_back({elements + offset, length});
     *bytes += length;
   }
   bytes_ += *bytes;
@@ -86,6 +101,7 @@ absl::Status SharedPart::CheckRange(const Region& region, uint64_t offset, uint6
         absl::StrFormat("ends beyond the region's %d bytes", region.size()));
   }
   if (length == 0) return absl::OkStatus();
+  offset += region.origin();
   const auto after = covered_.upper_bound({region.file(), offset});
   const bool overlaps_after = after != covered_.end() && after->first.first == region.file() &&
                               after->first.second < offset + length;
@@ -107,12 +123,14 @@ absl::Status SharedPart::Plan(Position position) {
   uint64_t bytes = 0;
   for (const Range& range : ranges_) bytes += range.bytes;
   task_bytes_ = bytes > kLongTasksAbove ? kLongTaskBytes : kTaskBytes;
+  if (memory_ != nullptr) task_bytes_ = kDeviceTaskBytes;
   first_new_task_ = tasks_.size();
   for (const Range& range : ranges_) {
     if (absl::Status added = AddRange(range, position); !added.ok()) return added;
   }
   measured_.clear();
   measured_.resize(tasks_.size() - first_new_task_);
+  brought_.assign(memory_ == nullptr ? 0 : measured_.size(), {});
   return absl::OkStatus();
 }
 
@@ -178,7 +196,9 @@ bool SharedPart::Joins(Kind kind, size_t tensor, uint64_t bytes) const {
 void SharedPart::AddPiece(Kind kind, const TensorDeclaration& tensor, size_t index,
                           std::byte* elements, uint64_t count) {
   const Piece piece = {tensor.dtype, !tensor.replica, elements, count};
-  if (!Joins(kind, index, piece.bytes())) tasks_.push_back({kind, index, pieces_.size(), 0, 0});
+  if (!Joins(kind, index, piece.bytes())) {
+    tasks_.push_back({kind, index, pieces_.size(), 0, 0, memory_});
+  }
   pieces_.push_back(piece);
   ++tasks_.back().pieces;
   tasks_.back().bytes += piece.bytes();
@@ -186,6 +206,7 @@ void SharedPart::AddPiece(Kind kind, const TensorDeclaration& tensor, size_t ind
 
 void SharedPart::Measure(size_t index) {
   const Task& task = tasks()[index];
+  if (task.memory != nullptr) return MeasureOnDeviceOf(task, index);
   switch (task.kind) {
     case Kind::kTensors:
       measured_[index] = MeasureTensors(backend_, spec_.norm_type, spec_.per_tensor,
@@ -200,15 +221,47 @@ void SharedPart::Measure(size_t index) {
   }
 }
 
+void SharedPart::MeasureOnDeviceOf(const Task& task, size_t index) {
+  if (task.kind == Kind::kOpen) {
+    absl::StatusOr<std::vector<std::byte>> elements =
+        FetchFromDevice(*task.memory, pieces(task).front());
+    Note(elements.status());
+    if (elements.ok()) brought_[index] = *std::move(elements);
+    return;
+  }
+  Piece blocks = pieces(task).front();
+  blocks.counted = true;  // whether they are is known where they are added
+  absl::StatusOr<PiecesNorm> found =
+      MeasureOnDevice(*task.memory, backend_, spec_,
+                      task.kind == Kind::kBlocks ? std::span(&blocks, 1) : pieces(task));
+  Note(found.status());
+  if (found.ok()) measured_[index] = *std::move(found);
+}
+
+const std::byte* SharedPart::open_elements(size_t index) const {
+  const Task& task = tasks()[index];
+  return task.memory == nullptr ? pieces(task).front().elements : brought_[index].data();
+}
+
+void SharedPart::Note(absl::Status of_device) {
+  if (of_device.ok()) return;
+  const std::lock_guard lock(mutex_);
+  if (device_status_.ok()) device_status_ = std::move(of_device);
+}
+
 void SharedPart::ForgetPieces() {
   pieces_.clear();
   tasks_.clear();
   measured_.clear();
+  brought_.clear();
   first_new_task_ = 0;
 }
 
-void SharedPart::Scale(size_t index, double coefficient, bool assign_zero) const {
+void SharedPart::Scale(size_t index, double coefficient, bool assign_zero) {
   const Task& task = tasks_[tasks_.size() - 1 - index];
+  if (task.memory != nullptr) {
+    return Note(ScaleOnDevice(*task.memory, pieces(task), coefficient, assign_zero));
+  }
   for (const Piece& piece : pieces(task)) {
     auto* const elements = const_cast<std::byte*>(piece.elements);
     if (assign_zero) {
@@ -219,7 +272,21 @@ void SharedPart::Scale(size_t index, double coefficient, bool assign_zero) const
   }
 }
 
-absl::Status SharedPart::CheckRegions(bool scaled) const {
+absl::Status SharedPart::CheckWork(bool scaled) const {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!device_status_.ok()) {
+      return scaled
+                 ? absl::DataLossError(absl::StrFormat(
+                       "shared: a device failed while elements were scaled; some are and some "
+                       "are not: %s",
+                       device_status_.message()))
+                 : absl::Status(device_status_.code(),
+                                absl::StrFormat("shared: the memory can't be measured, and is as "
+                                                "it was: %s",
+                                                device_status_.message()));
+    }
+  }
   for (const std::shared_ptr<Region>& region : used_) {
     if (!region->broken()) continue;
     return scaled ? absl::DataLossError(

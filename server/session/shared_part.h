@@ -1,5 +1,6 @@
-// The part of one call's gradient that lies in registered memory: which elements, cut into tasks
-// that threads can share. Tasks of one plan may run at once; the rest is not thread-safe.
+// The part of one call's gradient that lies in registered memory, the host's or a device's: which
+// elements, cut into tasks that threads can share. Tasks of one plan may run at once; the rest is
+// not thread-safe.
 #ifndef GRADCLIP_SERVER_SESSION_SHARED_PART_H_
 #define GRADCLIP_SERVER_SESSION_SHARED_PART_H_
 
@@ -7,6 +8,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <span>
 #include <utility>
@@ -15,6 +17,7 @@
 #include "absl/status/status.h"
 #include "gradclip/v1/gradclip.pb.h"
 #include "server/backend/backend.h"
+#include "server/backend/device.h"
 #include "server/norm/pieces.h"
 #include "server/session/call_spec.h"
 #include "server/shm/registry.h"
@@ -33,7 +36,9 @@ class SharedPart {
   enum class Kind : uint8_t {
     kTensors,  // whole tensors, empty ones included
     kBlocks,   // whole blocks of one tensor; its last one where it ends with the tensor
-    kOpen,     // elements of a block whose others come from elsewhere: no task measures them
+    // Elements of a block whose others come from elsewhere: no task measures them, but tasks bring
+    // them from a device.
+    kOpen,
   };
   struct Task {
     Kind kind = Kind::kTensors;
@@ -41,6 +46,7 @@ class SharedPart {
     size_t first_piece = 0;
     size_t pieces = 0;
     uint64_t bytes = 0;
+    DeviceMemory* memory = nullptr;  // where its elements are; null: in the host's
   };
 
   // `spec` and `backend` must outlive this. writes: the elements will be scaled in place.
@@ -62,9 +68,15 @@ class SharedPart {
     return std::span(pieces_).subspan(task.first_piece, task.pieces);
   }
 
-  // Measures tasks()[index]. The result stands until the next Plan(); none for kOpen.
+  // Of the region of the last CheckRanges(); null: it is the host's.
+  DeviceMemory* device_memory() const { return memory_; }
+  bool on_devices() const { return on_devices_; }  // some of all that were checked
+
+  // Measures tasks()[index]. The result stands until the next Plan(): measured(), or
+  // open_elements() of kOpen. REQUIRES of those: CheckWork() was OK.
   void Measure(size_t index);
   const PiecesNorm& measured(size_t index) const { return *measured_[index]; }
+  const std::byte* open_elements(size_t index) const;
 
   // Lets go of the pieces: nothing will be scaled.
   void ForgetPieces();
@@ -72,11 +84,12 @@ class SharedPart {
   // Scales the elements of one of scale_tasks() tasks: of all that were planned, the last first,
   // which caches may still hold. assign_zero: sets them to 0.
   size_t scale_tasks() const { return tasks_.size(); }
-  void Scale(size_t index, double coefficient, bool assign_zero) const;
+  void Scale(size_t index, double coefficient, bool assign_zero);
 
-  // A page of a region was lost while it was used: FAILED_PRECONDITION, or DATA_LOSS where elements
-  // may have been scaled.
-  absl::Status CheckRegions(bool scaled) const;
+  // How the tasks that have run went. A page of a region was lost while it was used:
+  // FAILED_PRECONDITION, or DATA_LOSS where elements may have been scaled. A device failed: its
+  // status, or DATA_LOSS.
+  absl::Status CheckWork(bool scaled) const;
 
   bool writes() const { return writes_; }
   uint64_t bytes() const { return bytes_; }  // of all ranges that were checked
@@ -88,6 +101,8 @@ class SharedPart {
   };
 
   absl::Status CheckRange(const Region& region, uint64_t offset, uint64_t length);
+  void MeasureOnDeviceOf(const Task& task, size_t index);
+  void Note(absl::Status of_device);
   absl::Status AddRange(Range range, Position& position);
   bool Joins(Kind kind, size_t tensor, uint64_t bytes) const;  // the last task
   void AddPiece(Kind kind, const TensorDeclaration& tensor, size_t index, std::byte* elements,
@@ -100,6 +115,8 @@ class SharedPart {
   const bool writes_;
 
   std::vector<std::shared_ptr<Region>> used_;
+  DeviceMemory* memory_ = nullptr;
+  bool on_devices_ = false;
   std::vector<Range> ranges_;  // of the last message, no empty ones
   uint64_t range_count_ = 0;   // of all messages
   uint64_t bytes_ = 0;
@@ -110,7 +127,12 @@ class SharedPart {
   std::vector<Piece> pieces_;
   std::vector<Task> tasks_;
   size_t first_new_task_ = 0;
-  std::vector<std::optional<PiecesNorm>> measured_;  // of the last Plan()'s tasks
+  // Of the last Plan()'s tasks.
+  std::vector<std::optional<PiecesNorm>> measured_;
+  std::vector<std::vector<std::byte>> brought_;  // open elements that are a device's
+
+  mutable std::mutex mutex_;
+  absl::Status device_status_;  // the first error; guarded by mutex_
 };
 
 }  // namespace gradclip

@@ -7,7 +7,6 @@
 #include <cstring>
 #include <utility>
 
-#include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 
 namespace gradclip {
@@ -20,6 +19,10 @@ constexpr std::chrono::milliseconds kReleaseInterval(5);
 bool HungUp(int socket) {
   pollfd polled = {socket, 0, 0};
   return poll(&polled, 1, 0) > 0;
+}
+
+bool IsReadOnly(const Registration& registration) {
+  return (registration.flags & Registration::kReadOnly) != 0;
 }
 
 }  // namespace
@@ -95,14 +98,13 @@ bool MemoryConnection::Release(Time now) {
 
 void MemoryConnection::Serve() {
   const Registration registration = reader_.registration();
-  const bool read_only = (registration.flags & Registration::kReadOnly) != 0;
+  const bool of_cuda = registration.kind == Registration::kCudaMemory;
   RegionToken token{};
   absl::Status status = reader_.CheckBytes();
   last_answer_ = absl::IsInvalidArgument(status);
   if (status.ok()) status = reader_.CheckDescriptor();
   if (status.ok()) {
-    const absl::StatusOr<RegionToken> registered =
-        regions_.Register(peer_.uid, reader_.memfd(), registration.length, read_only);
+    const absl::StatusOr<RegionToken> registered = Register();
     status = registered.status();
     if (registered.ok()) {
       token = *registered;
@@ -115,8 +117,9 @@ void MemoryConnection::Serve() {
   if (status.ok()) {
     log_.Info("memory registered", {{"uid", peer_.uid},
                                     {"pid", peer_.pid},
+                                    {"memory", of_cuda ? "CUDA" : "memfd"},
                                     {"bytes", registration.length},
-                                    {"read_only", read_only}});
+                                    {"read_only", IsReadOnly(registration)}});
   } else {
     log_.Info("memory registration refused", {{"uid", peer_.uid},
                                               {"pid", peer_.pid},
@@ -124,6 +127,21 @@ void MemoryConnection::Serve() {
                                               {"reason", status.message()}});
   }
   unsent_ = AnswerBytes(status, token);
+}
+
+absl::StatusOr<RegionToken> MemoryConnection::Register() {
+  const Registration registration = reader_.registration();
+  const bool read_only = IsReadOnly(registration);
+  if (registration.kind == Registration::kMemfd) {
+    return regions_.Register(peer_.uid, reader_.memfd(), registration.length, read_only);
+  }
+  const CudaAllocation allocation = reader_.cuda_allocation();
+  return regions_.Register(peer_.uid,
+                           {.device = allocation.uuid,
+                            .allocation = allocation.handle,
+                            .offset = registration.offset,
+                            .length = registration.length},
+                           read_only);
 }
 
 bool MemoryConnection::SendAnswer() {

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "server/net/file_descriptor.h"
 #include "server/observe/log.h"
 #include "server/shm/registration.h"
@@ -50,7 +51,7 @@ class MemoryConnection {
   bool has_region() const { return !tokens_.empty() || !in_use_.empty(); }
 
   // Does what can be done without waiting for the peer; registering takes as long as
-  // Region::Map(). False: it is over.
+  // Region::Map() or Devices::OpenMemory(). False: it is over.
   bool Advance(Time now);
 
   // When it has taken too long, where nothing comes until then; while releasing(), when to look
@@ -66,6 +67,7 @@ class MemoryConnection {
  private:
   // Carries out the registration that is complete, and has its answer ready.
   void Serve();
+  absl::StatusOr<RegionToken> Register();
   // Sends what the peer has room for. False: the connection is over.
   bool SendAnswer();
   // Forgets the regions. False: no call uses any of them.

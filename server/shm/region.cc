@@ -83,6 +83,7 @@ absl::StatusOr<std::shared_ptr<Region>> Region::Map(int memfd, uint64_t length, 
   fstat(memfd, &file);
   region->file_ = {file.st_dev, file.st_ino};
   region->size_ = length;
+  region->read_only_ = read_only;
 
   if (!read_only) {
     auto writable = GuardedMapping::Map(memfd, length, true, MAP_SHARED, region->broken_);
@@ -98,6 +99,18 @@ absl::StatusOr<std::shared_ptr<Region>> Region::Map(int memfd, uint64_t length, 
   if (!readable.ok()) return readable.status();
   region->readable_ = *std::move(readable);
   if (absl::Status status = region->readable_->Populate(); !status.ok()) return status;
+  return region;
+}
+
+std::shared_ptr<Region> Region::OnDevice(std::unique_ptr<DeviceMemory> memory, uint64_t length,
+                                         bool read_only) {
+  const std::shared_ptr<Region> region(new Region);
+  // Devices' addresses tell all their memory apart, and are no file's.
+  region->file_ = {.device = ~dev_t{0}, .inode = ~ino_t{0}};
+  region->origin_ = memory->address();
+  region->size_ = length;
+  region->read_only_ = read_only;
+  region->device_memory_ = std::move(memory);
   return region;
 }
 

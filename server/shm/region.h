@@ -1,5 +1,5 @@
-// Memory of another process (a sealed memfd), mapped here. Thread-safe; the memory itself may be
-// written by its owner at any time.
+// Memory of another process, at hand here: a sealed memfd, mapped, or memory of a device, open.
+// Thread-safe; the memory itself may be written by its owner at any time.
 #ifndef GRADCLIP_SERVER_SHM_REGION_H_
 #define GRADCLIP_SERVER_SHM_REGION_H_
 
@@ -12,6 +12,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "server/backend/device.h"
 #include "server/shm/guarded_mapping.h"
 
 namespace gradclip {
@@ -30,19 +31,27 @@ class Region {
   // not open for it; RESOURCE_EXHAUSTED: the system has no memory for it. Nothing stays mapped on
   // error.
   static absl::StatusOr<std::shared_ptr<Region>> Map(int memfd, uint64_t length, bool read_only);
-  ~Region();  // unmaps
+  // The same of a device's memory, `length` bytes of it.
+  static std::shared_ptr<Region> OnDevice(std::unique_ptr<DeviceMemory> memory, uint64_t length,
+                                          bool read_only);
+  ~Region();  // unmaps, or closes
 
   Region(const Region&) = delete;
   Region& operator=(const Region&) = delete;
 
+  // Null: it is the host's.
+  DeviceMemory* device_memory() const { return device_memory_.get(); }
+
+  // REQUIRES: it is the host's.
   const std::byte* data() const { return readable_->data(); }  // mapped without the right to write
   std::byte* writable_data() const {                           // null where read_only()
     return writable_ == nullptr ? nullptr : writable_->data();
   }
-  uint64_t size() const { return size_; }
-  bool read_only() const { return writable_ == nullptr; }
 
-  // Regions with equal files are the same memory.
+  uint64_t size() const { return size_; }
+  bool read_only() const { return read_only_; }
+
+  // Regions with equal files are the same memory: the bytes of that from origin() on.
   struct File {
     dev_t device = 0;
     ino_t inode = 0;
@@ -52,6 +61,7 @@ class Region {
     }
   };
   const File& file() const { return file_; }
+  uint64_t origin() const { return origin_; }
 
   // A page could not be read or written (SIGBUS): it holds zeros of our own from then on. Check it
   // after the memory has been used; once true it stays so.
@@ -61,10 +71,13 @@ class Region {
   Region() = default;
 
   uint64_t size_ = 0;
+  bool read_only_ = false;
   File file_;
+  uint64_t origin_ = 0;
   std::atomic<bool> broken_ = false;  // set by the mappings below
   std::unique_ptr<GuardedMapping> readable_;
   std::unique_ptr<GuardedMapping> writable_;
+  std::unique_ptr<DeviceMemory> device_memory_;
 };
 
 }  // namespace gradclip

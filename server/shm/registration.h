@@ -15,8 +15,8 @@ namespace gradclip {
 using RegionToken = std::array<std::byte, 16>;
 
 // What a client sends, together with one memfd (SCM_RIGHTS) or followed by a CudaAllocation. On the
-// wire, little-endian: the 8 bytes of kMagic, u32 version, u16 kind, u16 flags, u64 length in bytes,
-// u64 offset in bytes (of kMemfd: zero).
+// wire, little-endian: the 8 bytes of kMagic, u32 version, u16 kind, u16 flags, u64 length in
+// bytes, u64 offset in bytes (of kMemfd: zero).
 struct Registration {
   static constexpr size_t kBytes = 32;
   static constexpr char kMagic[] = "GRADCLIP";

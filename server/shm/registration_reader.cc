@@ -56,10 +56,18 @@ RegistrationReader::Progress RegistrationReader::Read(int connection) {
   if (!std::equal(bytes_.begin(), bytes_.begin() + compared, magic.begin())) {
     return Progress::kComplete;
   }
-  if (received_ < Registration::kBytes) return Progress::kWaiting;
+  if (received_ < size()) return Progress::kWaiting;
   // recvmsg() stops behind a message that carries descriptors, so that more may be there.
-  if (received_ == Registration::kBytes && HasMore(connection)) ++received_;
+  if (received_ == size() && HasMore(connection)) ++received_;
   return Progress::kComplete;
+}
+
+size_t RegistrationReader::size() const {
+  const Registration start = registration();
+  const bool of_cuda = received_ >= Registration::kBytes &&
+                       start.version == Registration::kVersion &&
+                       start.kind == Registration::kCudaMemory;
+  return Registration::kBytes + (of_cuda ? CudaAllocation::kBytes : 0);
 }
 
 void RegistrationReader::TakeDescriptors(msghdr& message) {
@@ -83,6 +91,11 @@ Registration RegistrationReader::registration() const {
       std::span<const std::byte, Registration::kBytes>(bytes_.data(), Registration::kBytes));
 }
 
+CudaAllocation RegistrationReader::cuda_allocation() const {
+  return FromBytes<CudaAllocation>(std::span<const std::byte, CudaAllocation::kBytes>(
+      bytes_.data() + Registration::kBytes, CudaAllocation::kBytes));
+}
+
 absl::Status RegistrationReader::CheckBytes() const {
   const Registration message = registration();
   if (message.magic != Registration::Magic()) {
@@ -90,10 +103,11 @@ absl::Status RegistrationReader::CheckBytes() const {
         "this is no registration of memory, whose first 8 bytes are GRADCLIP: calls go to the "
         "server's other addresses");
   }
-  if (received_ > Registration::kBytes) {
+  if (received_ > size()) {
     return absl::InvalidArgumentError(
-        "more than the 32 bytes of a registration came before its answer: wait for that before "
-        "the next");
+        absl::StrCat("more than the ", size(),
+                     " bytes of a registration came before its answer: wait for that before the "
+                     "next"));
   }
   if (message.version != Registration::kVersion) {
     return absl::InvalidArgumentError(absl::StrCat("version ", message.version,
@@ -104,15 +118,14 @@ absl::Status RegistrationReader::CheckBytes() const {
     return absl::InvalidArgumentError(
         absl::StrCat("flags ", message.flags, "; this server knows 1 (read only) alone"));
   }
-  if (message.offset != 0) {
-    return absl::InvalidArgumentError("the last 8 bytes of a registration must be zero");
-  }
-  if (message.kind == Registration::kCudaMemory) {
-    return absl::UnimplementedError("memory of kind 2 (CUDA); this server takes kind 1 (a memfd)");
-  }
+  if (message.kind == Registration::kCudaMemory) return absl::OkStatus();
   if (message.kind != Registration::kMemfd) {
     return absl::InvalidArgumentError(
-        absl::StrCat("memory of kind ", message.kind, "; this server takes kind 1 (a memfd)"));
+        absl::StrCat("memory of kind ", message.kind,
+                     "; this server knows kinds 1 (a memfd) and 2 (CUDA memory)"));
+  }
+  if (message.offset != 0) {
+    return absl::InvalidArgumentError("the last 8 bytes of a memfd's registration must be zero");
   }
   return absl::OkStatus();
 }
@@ -121,6 +134,13 @@ absl::Status RegistrationReader::CheckDescriptor() const {
   if (truncated_) {
     return absl::ResourceExhaustedError(
         "the server has no descriptor left to take the memfd with (ulimit -n): try again later");
+  }
+  if (registration().kind == Registration::kCudaMemory) {
+    if (descriptors_ == 0) return absl::OkStatus();
+    return absl::InvalidArgumentError(
+        absl::StrCat(descriptors_,
+                     " descriptors came with the registration of CUDA memory; it has "
+                     "none"));
   }
   if (descriptors_ != 1) {
     return absl::InvalidArgumentError(

@@ -1,5 +1,5 @@
-// Puts one registration together out of what a connection delivers: 32 bytes in any pieces, and the
-// descriptors that come with them. Not thread-safe.
+// Puts one registration together out of what a connection delivers: 32 bytes in any pieces, 80 more
+// of CUDA memory, and the descriptors that come with them. Not thread-safe.
 #ifndef GRADCLIP_SERVER_SHM_REGISTRATION_READER_H_
 #define GRADCLIP_SERVER_SHM_REGISTRATION_READER_H_
 
@@ -36,18 +36,20 @@ class RegistrationReader {
   // What is wrong with it by itself. INVALID_ARGUMENT: the bytes are no registration of this
   // version, or more than one; what comes next on the connection can't be trusted to be one.
   absl::Status CheckBytes() const;
-  // Whether exactly one descriptor came with it: INVALID_ARGUMENT, or RESOURCE_EXHAUSTED where this
-  // process could not take it.
+  // Whether exactly one descriptor came with it, or none with CUDA memory: INVALID_ARGUMENT, or
+  // RESOURCE_EXHAUSTED where this process could not take it.
   absl::Status CheckDescriptor() const;
 
   Registration registration() const;
   int memfd() const { return memfd_.get(); }
+  CudaAllocation cuda_allocation() const;  // REQUIRES: it is of CUDA memory
 
  private:
   void TakeDescriptors(msghdr& message);
+  size_t size() const;  // of the registration, as far as can be told
 
   // One more than there may be, so that it shows where there are more.
-  std::array<std::byte, Registration::kBytes + 1> bytes_{};
+  std::array<std::byte, Registration::kBytes + CudaAllocation::kBytes + 1> bytes_{};
   size_t received_ = 0;
   FileDescriptor memfd_;    // the only one so far
   size_t descriptors_ = 0;  // that came; all are closed where they are more than one

@@ -113,8 +113,8 @@ struct RegionRegistry::Charged {
   std::shared_ptr<Region> region;
 };
 
-RegionRegistry::RegionRegistry(const RegionLimits& limits, MemoryBudget& budget)
-    : budget_(budget), counts_(std::make_shared<Counts>(limits)) {}
+RegionRegistry::RegionRegistry(const RegionLimits& limits, MemoryBudget& budget, Devices* devices)
+    : budget_(budget), devices_(devices), counts_(std::make_shared<Counts>(limits)) {}
 
 RegionRegistry::~RegionRegistry() = default;
 
@@ -122,16 +122,12 @@ absl::StatusOr<RegionToken> RegionRegistry::Register(uid_t uid, int memfd, uint6
                                                      bool read_only) {
   // A wrong registration is told so before it is told of limits.
   if (absl::Status status = Region::Check(memfd, length, read_only); !status.ok()) return status;
-  absl::StatusOr<RegionToken> token = RandomToken();
-  if (!token.ok()) return token;
 
   // Everything is charged before the system is asked for a page: of a memfd that has none yet, it
   // would all be this process's.
-  const auto charged = std::make_shared<Charged>();
-  charged->uid = uid;
-  charged->bytes = WholePages(length);
-  if (absl::Status status = counts_->Add(uid, charged->bytes); !status.ok()) return status;
-  charged->counts = counts_;
+  absl::StatusOr<std::shared_ptr<Charged>> charging = Charge(uid, WholePages(length));
+  if (!charging.ok()) return charging.status();
+  const std::shared_ptr<Charged> charged = *std::move(charging);
   // A user is a caller of the budget's, beside those that tokens and certificates name.
   const std::string caller = absl::StrCat("uid:", uid);
   if (!budget_.TryReserve(caller, charged->bytes, &charged->reservation)) {
@@ -152,9 +148,40 @@ absl::StatusOr<RegionToken> RegionRegistry::Register(uid_t uid, int memfd, uint6
   absl::StatusOr<std::shared_ptr<Region>> region = Region::Map(memfd, length, read_only);
   if (!region.ok()) return region.status();
   charged->region = *std::move(region);
+  return Add(charged);
+}
 
+absl::StatusOr<RegionToken> RegionRegistry::Register(uid_t uid, const ExportedMemory& memory,
+                                                     bool read_only) {
+  if (devices_ == nullptr) {
+    return absl::UnimplementedError(
+        "this server takes no CUDA memory: that wants --allow-cuda-ipc there, and a GPU that it "
+        "uses (`gradclip info` says why it uses none)");
+  }
+  const absl::StatusOr<std::shared_ptr<Charged>> charged = Charge(uid, memory.length);
+  if (!charged.ok()) return charged.status();
+  absl::StatusOr<std::unique_ptr<DeviceMemory>> open = devices_->OpenMemory(memory);
+  if (!open.ok()) return open.status();
+  (*charged)->region = Region::OnDevice(*std::move(open), memory.length, read_only);
+  return Add(*charged);
+}
+
+absl::StatusOr<std::shared_ptr<RegionRegistry::Charged>> RegionRegistry::Charge(uid_t uid,
+                                                                                uint64_t bytes) {
+  const auto charged = std::make_shared<Charged>();
+  charged->uid = uid;
+  charged->bytes = bytes;
+  if (absl::Status status = counts_->Add(uid, bytes); !status.ok()) return status;
+  charged->counts = counts_;
+  return charged;
+}
+
+absl::StatusOr<RegionToken> RegionRegistry::Add(std::shared_ptr<Charged> charged) {
+  absl::StatusOr<RegionToken> token = RandomToken();
+  if (!token.ok()) return token;
+  Region* const region = charged->region.get();
   const std::lock_guard lock(mutex_);
-  by_token_.emplace(*token, std::shared_ptr<Region>(charged, charged->region.get()));
+  by_token_.emplace(*token, std::shared_ptr<Region>(std::move(charged), region));
   return token;
 }
 

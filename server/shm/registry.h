@@ -11,14 +11,15 @@
 #include <mutex>
 
 #include "absl/status/statusor.h"
+#include "server/backend/device.h"
 #include "server/memory/budget.h"
 #include "server/shm/region.h"
 #include "server/shm/registration.h"
 
 namespace gradclip {
 
-// What counts are regions as long as they are mapped: one that was forgotten while a call uses it,
-// too.
+// What counts are regions as long as they are mapped or open: one that was forgotten while a call
+// uses it, too.
 struct RegionLimits {
   uint64_t max_regions = 1024;             // --max-regions
   uint64_t max_regions_per_peer = 256;     // --max-regions-per-peer; a peer is a user id
@@ -28,9 +29,10 @@ struct RegionLimits {
 
 class RegionRegistry {
  public:
-  // Regions are charged to `budget`, in whole pages and to a caller of its user id ("uid:1000"),
-  // for as long as they are mapped; it must outlive them. They may outlive the registry.
-  RegionRegistry(const RegionLimits& limits, MemoryBudget& budget);
+  // Regions of the host's memory are charged to `budget`, in whole pages and to a caller of its
+  // user id ("uid:1000"), for as long as they are mapped. devices: whose memory is taken, too;
+  // null: none's. Both must outlive the regions, which may outlive the registry.
+  RegionRegistry(const RegionLimits& limits, MemoryBudget& budget, Devices* devices = nullptr);
   ~RegionRegistry();
 
   RegionRegistry(const RegionRegistry&) = delete;
@@ -39,6 +41,9 @@ class RegionRegistry {
   // Maps `memfd`, which stays the caller's, for the user `uid`. Errors: Region::Map()'s;
   // RESOURCE_EXHAUSTED over a limit or the budget, naming the numbers and the flag.
   absl::StatusOr<RegionToken> Register(uid_t uid, int memfd, uint64_t length, bool read_only);
+  // Opens memory of a device. Errors: Devices::OpenMemory()'s; UNIMPLEMENTED without devices;
+  // RESOURCE_EXHAUSTED over a limit.
+  absl::StatusOr<RegionToken> Register(uid_t uid, const ExportedMemory& memory, bool read_only);
 
   // The region stays mapped until the last call that holds it has let go. No effect where it is not
   // there. Where nobody holds it, those who wait for the budget may be granted on this thread.
@@ -49,13 +54,19 @@ class RegionRegistry {
   std::shared_ptr<Region> Find(const RegionToken& token) const;
 
   uint64_t regions() const;  // that can be found
-  uint64_t bytes() const;    // mapped, in whole pages, those forgotten but still in use included
+  // Mapped, in whole pages, or open; those forgotten but still in use included.
+  uint64_t bytes() const;
 
  private:
   class Counts;
   struct Charged;
 
+  // The region, once it is there, keeps what it is charged for.
+  absl::StatusOr<std::shared_ptr<Charged>> Charge(uid_t uid, uint64_t bytes);
+  absl::StatusOr<RegionToken> Add(std::shared_ptr<Charged> charged);
+
   MemoryBudget& budget_;
+  Devices* const devices_;
   const std::shared_ptr<Counts> counts_;
   mutable std::mutex mutex_;
   std::map<RegionToken, std::shared_ptr<Region>> by_token_;  // guarded by mutex_

@@ -24,6 +24,7 @@
 #include "server/shm/registration.h"
 #include "server/shm/registry.h"
 #include "tests/fuzz/fuzz.h"
+#include "tests/server/shm/fake_devices.h"
 #include "tests/server/shm/memfds.h"
 #include "tests/server/shm/memory_client.h"
 
@@ -77,11 +78,13 @@ struct World {
   FileDescriptor pipe_writer;
   Log log{LogFormat::kText, LogLevel::kError, STDERR_FILENO};
   MemoryBudget budget{kMiB};
+  FakeDevices devices;
   RegionRegistry registry{{.max_regions = kMaxRegions,
                            .max_regions_per_peer = kMaxRegions,
                            .max_shared_bytes = kMiB,
                            .max_shared_bytes_per_peer = kMiB},
-                          budget};
+                          budget,
+                          &devices};
 };
 
 World& TheWorld() {
@@ -103,6 +106,22 @@ struct Expected {
   bool closes = false;
 };
 
+// The answer to a whole registration of CUDA memory.
+Expected ExpectOfCuda(uint64_t length, uint64_t offset, std::string_view allocation,
+                      size_t descriptors, uint64_t regions) {
+  if (descriptors != 0) return {StatusCode::kInvalidArgument};
+  if (regions == kMaxRegions || length > kMiB - TheWorld().registry.bytes()) {
+    return {StatusCode::kResourceExhausted};
+  }
+  const std::string right = FakeDevices::AllocationBytes();
+  if (allocation.substr(0, 16) != right.substr(0, 16)) return {StatusCode::kFailedPrecondition};
+  if (allocation != right || length == 0 || length > FakeDevices::kBytes ||
+      offset > FakeDevices::kBytes - length) {
+    return {StatusCode::kInvalidArgument};
+  }
+  return {};
+}
+
 // The answer to all that came since the last one; none: more must come first.
 std::optional<Expected> Expect(std::string_view bytes, const std::vector<const Passed*>& passed,
                                uint64_t regions) {
@@ -113,11 +132,15 @@ std::optional<Expected> Expect(std::string_view bytes, const std::vector<const P
   const uint64_t kind = NumberAt(bytes, 12, 2);
   const uint64_t flags = NumberAt(bytes, 14, 2);
   const uint64_t length = NumberAt(bytes, 16, 8);
-  if (bytes.size() > 32 || NumberAt(bytes, 8, 4) != 1 || flags > 1 || kind < 1 || kind > 2 ||
-      NumberAt(bytes, 24, 8) != 0) {
+  const uint64_t offset = NumberAt(bytes, 24, 8);
+  const bool version_1 = NumberAt(bytes, 8, 4) == 1;
+  const size_t size = version_1 && kind == 2 ? 112 : 32;
+  if (bytes.size() < size) return std::nullopt;
+  if (bytes.size() > size || !version_1 || flags > 1 || kind < 1 || kind > 2 ||
+      (kind == 1 && offset != 0)) {
     return ends;
   }
-  if (kind == 2) return Expected{StatusCode::kUnimplemented};
+  if (kind == 2) return ExpectOfCuda(length, offset, bytes.substr(32), passed.size(), regions);
 
   const Expected invalid = {StatusCode::kInvalidArgument};
   if (passed.size() != 1) return invalid;
@@ -142,7 +165,7 @@ void CheckCodec(std::string_view bytes) {
   FUZZ_CHECK(registration.kind == NumberAt(bytes, 12, 2));
   FUZZ_CHECK(registration.flags == NumberAt(bytes, 14, 2));
   FUZZ_CHECK(registration.length == NumberAt(bytes, 16, 8));
-  FUZZ_CHECK(registration.zero == NumberAt(bytes, 24, 8));
+  FUZZ_CHECK(registration.offset == NumberAt(bytes, 24, 8));
   FUZZ_CHECK(ToBytes(registration) == raw);
 }
 
@@ -218,7 +241,8 @@ class Connection {
       RegionToken key;
       std::memcpy(key.data(), token.data(), key.size());
       const std::shared_ptr<Region> region = TheWorld().registry.Find(key);
-      FUZZ_CHECK(region != nullptr && region->size() == passed_.front()->bytes);
+      FUZZ_CHECK(region != nullptr && region->size() == NumberAt(unanswered_, 16, 8));
+      FUZZ_CHECK((region->device_memory() == nullptr) == (NumberAt(unanswered_, 12, 2) == 1));
       FUZZ_CHECK(region->read_only() == (NumberAt(unanswered_, 14, 2) == 1));
       FUZZ_CHECK(!region->broken());
       ++regions_;
@@ -260,7 +284,7 @@ void Check(std::string_view input) {
     }
     connection.Send(bytes, passed);
     // The socket holds only so much.
-    const bool later = (head & kLater) != 0 && connection.unanswered_bytes() <= 64;
+    const bool later = (head & kLater) != 0 && connection.unanswered_bytes() <= 144;
     if (!later) open = connection.Serve();
   }
   if (open && ending % 3 > 0) connection.End(/*closes=*/ending % 3 == 2);
@@ -270,6 +294,7 @@ void CheckNothingLeft() {
   FUZZ_CHECK(TheWorld().registry.regions() == 0);
   FUZZ_CHECK(TheWorld().registry.bytes() == 0);
   FUZZ_CHECK(TheWorld().budget.used_bytes() == 0);
+  FUZZ_CHECK(TheWorld().devices.open() == 0);
   static uint64_t runs = 0;
   if (++runs % 256 == 0) FUZZ_CHECK(MemfdMappings() == 0);  // takes longer than most inputs
 }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstring>
 #include <thread>
 #include <tuple>
 #include <utility>
@@ -44,10 +45,13 @@ absl::Status CudaDevice::Begin() {
         kFewestPieces * sizeof(DevicePiece)));
   }
   CudaCalls calls;
+  cudaDeviceProp properties = {};
   calls.Ok("cudaSetDevice", cudaSetDevice(number_)) &&
       calls.Ok("cudaFuncGetAttributes", CheckKernels()) &&
-      calls.Ok("cudaDeviceGetAttribute",
-               cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, number_));
+      calls.Ok("cudaGetDeviceProperties", cudaGetDeviceProperties(&properties, number_));
+  multiprocessors_ = properties.multiProcessorCount;
+  static_assert(sizeof(properties.uuid) == sizeof(uuid_));
+  std::memcpy(uuid_.data(), &properties.uuid, sizeof(uuid_));
   return Check(calls);
 }
 
@@ -99,6 +103,20 @@ absl::Status CudaDevice::Check(const CudaCalls& calls) {
                       cudaGetErrorName(calls.error), calls.call);
   if (calls.error == cudaErrorMemoryAllocation) return absl::ResourceExhaustedError(why);
   return Fail(why);
+}
+
+absl::Status CudaDevice::CheckGiven(const CudaCalls& calls) {
+  if (calls.error == cudaSuccess || calls.error == cudaErrorMemoryAllocation) return Check(calls);
+  (void)cudaGetLastError();
+  // An error that is the device's stays with it.
+  size_t free = 0;
+  size_t total = 0;
+  CudaCalls after;
+  after.Ok("cudaMemGetInfo", cudaMemGetInfo(&free, &total));
+  if (absl::Status works = Check(after); !works.ok()) return works;
+  return absl::InvalidArgumentError(absl::StrFormat("%s: %s (%s of %s)", name_,
+                                                    cudaGetErrorString(calls.error),
+                                                    cudaGetErrorName(calls.error), calls.call));
 }
 
 absl::Status CudaDevice::Fail(const std::string& why) {

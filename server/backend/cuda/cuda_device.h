@@ -7,6 +7,7 @@
 
 #include <array>
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -53,6 +54,7 @@ class CudaDevice {
   CudaDevice& operator=(const CudaDevice&) = delete;
 
   const std::string& name() const { return name_; }
+  const std::array<std::byte, 16>& uuid() const { return uuid_; }
   int multiprocessors() const { return multiprocessors_; }
 
   // OK until the device fails, and never again afterwards: then UNAVAILABLE, with the reason.
@@ -61,8 +63,20 @@ class CudaDevice {
     return most_pieces_ * sizeof(DevicePiece);
   }                             // that pieces may take
   uint64_t used_bytes() const;  // that they do
-  // Pipelines in use.
+  // Calls that it is at work for.
   uint64_t load() const { return load_.load(std::memory_order_relaxed); }
+
+  // Counts as load while it is there.
+  class Work {
+   public:
+    explicit Work(CudaDevice& device) : device_(device) { device.load_.fetch_add(1); }
+    ~Work() { device_.load_.fetch_sub(1); }
+    Work(const Work&) = delete;
+    Work& operator=(const Work&) = delete;
+
+   private:
+    CudaDevice& device_;
+  };
 
   // Two streams, so that bytes come while others are measured, and slots with their events.
   struct Slot {
@@ -91,6 +105,9 @@ class CudaDevice {
   absl::Status Await(const char* call, absl::FunctionRef<cudaError_t()> query);
   // What came of the calls. Whatever is not a lack of memory means that the device has failed.
   absl::Status Check(const CudaCalls& calls);
+  // The same for calls with something that another process gave: INVALID_ARGUMENT where they fail
+  // and the device works all the same.
+  absl::Status CheckGiven(const CudaCalls& calls);
 
  private:
   CudaDevice(int number, uint64_t memory_budget, OnFailure on_failure);
@@ -107,6 +124,7 @@ class CudaDevice {
   const std::string name_;
   const uint64_t most_pieces_;
   const OnFailure on_failure_;
+  std::array<std::byte, 16> uuid_{};
   int multiprocessors_ = 0;
   std::atomic<uint64_t> load_ = 0;
 

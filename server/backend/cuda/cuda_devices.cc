@@ -3,12 +3,18 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <array>
+#include <map>
+#include <mutex>
 #include <utility>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "server/backend/cuda/cuda_device.h"
+#include "server/backend/cuda/cuda_in_place.h"
+#include "server/backend/cuda/cuda_memory.h"
 #include "server/backend/cuda/cuda_queue.h"
 
 namespace gradclip {
@@ -63,6 +69,14 @@ BackendChoice Describe(int number) {
                           kOldestMajor, kOldestMinor);
   }
   return choice;
+}
+
+// "GPU-01234567-89ab-cdef-0123-456789abcdef", as nvidia-smi has it.
+std::string UuidName(const std::array<std::byte, 16>& uuid) {
+  const std::string hex = absl::BytesToHexString(
+      absl::string_view(reinterpret_cast<const char*>(uuid.data()), uuid.size()));
+  return absl::StrCat("GPU-", hex.substr(0, 8), "-", hex.substr(8, 4), "-", hex.substr(12, 4), "-",
+                      hex.substr(16, 4), "-", hex.substr(20));
 }
 
 absl::StatusOr<uint64_t> MemoryBudget(int number, const CudaOptions& options) {
@@ -131,9 +145,40 @@ class CudaDevices final : public Devices {
     return why;
   }
 
+  absl::StatusOr<std::unique_ptr<DeviceMemory>> OpenMemory(const ExportedMemory& memory) override {
+    const auto device = std::find_if(devices_.begin(), devices_.end(), [&](const auto& device) {
+      return device->uuid() == memory.device;
+    });
+    if (device == devices_.end()) {
+      return absl::FailedPreconditionError(absl::StrFormat(
+          "the memory is of %s, which this server does not use (--cuda-devices); it uses %s",
+          UuidName(memory.device),
+          absl::StrJoin(devices_, ", ", [](std::string* out, const auto& device) {
+            absl::StrAppend(out, device->name(), " = ", UuidName(device->uuid()));
+          })));
+    }
+    const absl::StatusOr<CudaInPlace*> in_place = InPlace(**device);
+    if (!in_place.ok()) return in_place.status();
+    return CudaMemory::Open(**in_place, memory);
+  }
+
  private:
+  // The device's, made when it is first asked for.
+  absl::StatusOr<CudaInPlace*> InPlace(CudaDevice& device) {
+    const std::lock_guard lock(mutex_);
+    std::unique_ptr<CudaInPlace>& in_place = in_place_[&device];
+    if (in_place == nullptr) {
+      absl::StatusOr<std::unique_ptr<CudaInPlace>> opened = CudaInPlace::Open(device);
+      if (!opened.ok()) return opened.status();
+      in_place = *std::move(opened);
+    }
+    return in_place.get();
+  }
+
   const std::vector<std::unique_ptr<CudaDevice>> devices_;
   const std::vector<std::pair<std::string, std::string>> left_out_;
+  std::mutex mutex_;
+  std::map<CudaDevice*, std::unique_ptr<CudaInPlace>> in_place_;  // guarded by mutex_
 };
 
 }  // namespace

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "server/backend/backend.h"
+#include "server/backend/cuda/kernel_arguments.h"
 
 namespace gradclip {
 
@@ -48,22 +48,15 @@ absl::Status CudaQueue::Measure(size_t slot, size_t bytes, std::span<const Devic
                                 NormKind kind, bool per_block) {
   if (absl::Status begun = Begin(); !begun.ok()) return begun;
   DevicePiece& piece = *pieces_[keeps_ ? contents_.size() : slot];
-  Content content = {bytes, {piece.runs, static_cast<uint32_t>(runs.size()), 0}};
   const CudaDevice::Slot& at = pipeline_->slots[slot];
   DevicePiece* const host = at.host;
-  host->tally = EmptyTally();
-  for (size_t i = 0; i < runs.size(); ++i) {
-    host->runs[i] = runs[i];
-    host->runs[i].address += reinterpret_cast<uint64_t>(piece.data);
-    host->runs[i].first_block = content.runs.blocks;
-    content.runs.blocks += BlocksOf(runs[i].elements);
-  }
+  const Content content = {bytes,
+                           WriteTable(runs, reinterpret_cast<uint64_t>(piece.data), *host, piece)};
   found_[slot] = per_block ? content.runs.blocks : 0;
   if (keeps_) contents_.push_back(content);
 
   cudaStream_t copies = pipeline_->copies;
   cudaStream_t kernels = pipeline_->kernels;
-  const size_t table_bytes = sizeof(DeviceTally) + runs.size() * sizeof(DeviceRun);
   const auto copy = [&](void* to, const void* from, size_t size, cudaMemcpyKind way,
                         cudaStream_t stream) {
     return cudaMemcpyAsync(to, from, size, way, stream);
@@ -71,8 +64,8 @@ absl::Status CudaQueue::Measure(size_t slot, size_t bytes, std::span<const Devic
   CudaCalls calls;
   calls.Ok("cudaMemcpyAsync",
            copy(piece.data, host->data, bytes, cudaMemcpyHostToDevice, copies)) &&
-      calls.Ok("cudaMemcpyAsync",
-               copy(&piece.tally, &host->tally, table_bytes, cudaMemcpyHostToDevice, copies)) &&
+      calls.Ok("cudaMemcpyAsync", copy(&piece.tally, &host->tally, TableBytes(runs.size()),
+                                       cudaMemcpyHostToDevice, copies)) &&
       calls.Ok("cudaEventRecord", cudaEventRecord(at.brought, copies)) &&
       calls.Ok("cudaStreamWaitEvent", cudaStreamWaitEvent(kernels, at.brought, 0)) &&
       calls.Ok("cudaLaunchKernelEx",
@@ -97,18 +90,10 @@ absl::StatusOr<DeviceFound> CudaQueue::Await(size_t slot) {
 
 absl::Status CudaQueue::Scale(size_t piece, double coefficient, bool assign_zero) {
   if (absl::Status begun = Begin(); !begun.ok()) return begun;
-  ScaleFactor factor;
-  factor.coefficient = coefficient;
-  factor.in_double = ScalesInDouble(coefficient);
-  factor.assign_zero = assign_zero;
-  for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16, DType::kFloat64}) {
-    if (assign_zero || !LeavesUnchanged(dtype, coefficient)) {
-      factor.dtypes |= 1u << static_cast<unsigned>(dtype);
-    }
-  }
   CudaCalls calls;
-  calls.Ok("cudaLaunchKernelEx", LaunchScale(pipeline_->kernels, device_.multiprocessors(),
-                                             contents_[piece].runs, factor));
+  calls.Ok("cudaLaunchKernelEx",
+           LaunchScale(pipeline_->kernels, device_.multiprocessors(), contents_[piece].runs,
+                       MakeScaleFactor(coefficient, assign_zero)));
   return Note(calls);
 }
 

@@ -557,6 +557,7 @@ TEST(Options, DefaultsThatHelpStatesAreThoseThatHold) {
     EXPECT_EQ(stated->keepalive_timeout, defaults->keepalive_timeout);
     EXPECT_EQ(stated->max_tensors, defaults->max_tensors);
     EXPECT_EQ(stated->max_dimensions, defaults->max_dimensions);
+    EXPECT_EQ(stated->allow_cuda_ipc, defaults->allow_cuda_ipc);
     EXPECT_EQ(stated->max_regions, defaults->max_regions);
     EXPECT_EQ(stated->max_regions_per_peer, defaults->max_regions_per_peer);
     EXPECT_EQ(stated->max_pending_registrations, defaults->max_pending_registrations);
@@ -595,6 +596,17 @@ TEST(Options, SharedMemoryHasTheMemoryBudgetForItsLimitUnlessItIsTold) {
   EXPECT_EQ(told->max_shared_bytes, uint64_t{64} << 20);
   EXPECT_EQ(told->max_shared_bytes_per_peer, uint64_t{64} << 20);
   EXPECT_EQ(told->compute_threads, 3u);
+}
+
+TEST(Options, CudaMemoryIsTakenWhereThatIsSaidAndThereIsASocket) {
+  EXPECT_FALSE(Parse({"--memory-socket=/run/memory.sock"})->allow_cuda_ipc);
+  const absl::StatusOr<Options> both =
+      Parse({"--memory-socket=/run/memory.sock", "--allow-cuda-ipc"});
+  EXPECT_TRUE(both->allow_cuda_ipc);
+  EXPECT_THAT(both->warnings, IsEmpty());
+  EXPECT_THAT(Parse({"--allow-cuda-ipc"})->warnings,
+              ElementsAre("--allow-cuda-ipc has no effect: there is no memory socket "
+                          "(--memory-socket=PATH)"));
 }
 
 TEST(Options, KeepGroupsInMemoryOrInRedisWithThePasswordFromAVariable) {

@@ -76,6 +76,41 @@ void AddToTally(const DeviceBlock& block, uint64_t number, NormKind kind, Device
   tally.nonfinite += block.nonfinite;
 }
 
+struct Found {
+  DeviceTally tally = {};
+  std::vector<DeviceBlock> blocks;
+};
+
+// The runs' addresses count from `base`.
+Found MeasureRuns(const Backend& backend, const std::byte* base, std::span<const DeviceRun> runs,
+                  NormKind kind, bool per_block) {
+  Found found;
+  found.tally.first_nonfinite = DeviceTally::kNone;
+  uint64_t number = 0;
+  for (const DeviceRun& run : runs) {
+    for (uint64_t first = 0; first < run.elements; first += kBlockElements, ++number) {
+      const DeviceBlock block = MeasureBlock(
+          backend, kind, run.dtype, base + run.address + first * ElementSize(run.dtype),
+          std::min<uint64_t>(kBlockElements, run.elements - first));
+      if (run.counted) AddToTally(block, number, kind, found.tally);
+      if (per_block) found.blocks.push_back(block);
+    }
+  }
+  return found;
+}
+
+void ScaleRuns(const Backend& backend, std::byte* base, std::span<const DeviceRun> runs,
+               double coefficient, bool assign_zero) {
+  for (const DeviceRun& run : runs) {
+    std::byte* const elements = base + run.address;
+    if (assign_zero) {
+      std::memset(elements, 0, run.elements * ElementSize(run.dtype));
+    } else if (!LeavesUnchanged(run.dtype, coefficient)) {
+      backend.Scale(run.dtype, elements, run.elements, coefficient);
+    }
+  }
+}
+
 }  // namespace
 
 class HostDevices::Queue : public DeviceQueue {
@@ -110,7 +145,8 @@ class HostDevices::Queue : public DeviceQueue {
     if (keeps_) pieces_.emplace_back();
     work_.push_back({slot, [this, slot, bytes, kind, per_block, piece,
                             runs = std::vector<DeviceRun>(runs.begin(), runs.end())] {
-                       MeasureNow(slots_[slot], runs, kind, per_block);
+                       slots_[slot].found = MeasureRuns(
+                           devices_.backend_, slots_[slot].bytes.data(), runs, kind, per_block);
                        if (!keeps_) return;
                        const std::byte* const begin = slots_[slot].bytes.data();
                        pieces_[piece] = {runs, std::vector<std::byte>(begin, begin + bytes)};
@@ -126,7 +162,7 @@ class HostDevices::Queue : public DeviceQueue {
       done = work_.front().slot == slot;
     }
     slots_[slot].busy = false;
-    return DeviceFound{&slots_[slot].tally, slots_[slot].blocks};
+    return DeviceFound{&slots_[slot].found.tally, slots_[slot].found.blocks};
   }
 
   absl::Status Scale(size_t piece, double coefficient, bool assign_zero) override {
@@ -135,14 +171,8 @@ class HostDevices::Queue : public DeviceQueue {
     ++devices_.scaled_pieces_;
     work_.push_back({kNoSlot, [this, piece, coefficient, assign_zero] {
                        Piece& kept = pieces_[piece];
-                       for (const DeviceRun& run : kept.runs) {
-                         std::byte* const elements = kept.bytes.data() + run.address;
-                         if (assign_zero) {
-                           std::memset(elements, 0, run.elements * ElementSize(run.dtype));
-                         } else if (!LeavesUnchanged(run.dtype, coefficient)) {
-                           devices_.backend_.Scale(run.dtype, elements, run.elements, coefficient);
-                         }
-                       }
+                       ScaleRuns(devices_.backend_, kept.bytes.data(), kept.runs, coefficient,
+                                 assign_zero);
                      }});
     return absl::OkStatus();
   }
@@ -172,8 +202,7 @@ class HostDevices::Queue : public DeviceQueue {
   struct Slot {
     std::vector<std::byte> bytes;
     bool busy = false;
-    DeviceTally tally = {};
-    std::vector<DeviceBlock> blocks;
+    Found found;
   };
   struct Piece {
     std::vector<DeviceRun> runs;
@@ -206,23 +235,6 @@ class HostDevices::Queue : public DeviceQueue {
     EXPECT_LE(end, bytes);
   }
 
-  void MeasureNow(Slot& slot, std::span<const DeviceRun> runs, NormKind kind, bool per_block) {
-    slot.tally = {};
-    slot.tally.first_nonfinite = DeviceTally::kNone;
-    slot.blocks.clear();
-    uint64_t number = 0;
-    for (const DeviceRun& run : runs) {
-      for (uint64_t first = 0; first < run.elements; first += kBlockElements, ++number) {
-        const DeviceBlock block =
-            MeasureBlock(devices_.backend_, kind, run.dtype,
-                         slot.bytes.data() + run.address + first * ElementSize(run.dtype),
-                         std::min<uint64_t>(kBlockElements, run.elements - first));
-        if (run.counted) AddToTally(block, number, kind, slot.tally);
-        if (per_block) slot.blocks.push_back(block);
-      }
-    }
-  }
-
   HostDevices& devices_;
   const bool keeps_;
   const uint64_t promised_;
@@ -233,7 +245,84 @@ class HostDevices::Queue : public DeviceQueue {
   absl::Status failed_;
 };
 
+class HostDevices::Memory : public DeviceMemory {
+ public:
+  Memory(HostDevices& devices, std::byte* begin, uint64_t bytes)
+      : devices_(devices), begin_(begin), bytes_(bytes) {
+    ++devices_.open_memories_;
+  }
+  ~Memory() override { --devices_.open_memories_; }
+
+  std::string_view device() const override { return kName; }
+  uint64_t address() const override { return reinterpret_cast<uint64_t>(begin_); }
+
+  absl::Status Measure(std::span<const DeviceRun> runs, NormKind kind, bool per_block,
+                       Take take) override {
+    CheckRuns(runs);
+    const std::lock_guard lock(devices_.mutex_);
+    if (absl::Status called = devices_.Called(); !called.ok()) return called;
+    const Found found = MeasureRuns(devices_.backend_, nullptr, runs, kind, per_block);
+    take({&found.tally, found.blocks});
+    return absl::OkStatus();
+  }
+
+  absl::Status Scale(std::span<const DeviceRun> runs, double coefficient,
+                     bool assign_zero) override {
+    CheckRuns(runs);
+    const std::lock_guard lock(devices_.mutex_);
+    if (absl::Status called = devices_.Called(); !called.ok()) return called;
+    ScaleRuns(devices_.backend_, nullptr, runs, coefficient, assign_zero);
+    return absl::OkStatus();
+  }
+
+  absl::Status Fetch(uint64_t address, std::span<std::byte> bytes) override {
+    CheckInside(address, bytes.size());
+    const std::lock_guard lock(devices_.mutex_);
+    if (absl::Status called = devices_.Called(); !called.ok()) return called;
+    std::memcpy(bytes.data(), reinterpret_cast<const std::byte*>(address), bytes.size());
+    return absl::OkStatus();
+  }
+
+ private:
+  void CheckInside(uint64_t address, uint64_t bytes) const {
+    EXPECT_GE(address, this->address());
+    EXPECT_LE(address + bytes, this->address() + bytes_);
+  }
+
+  void CheckRuns(std::span<const DeviceRun> runs) const {
+    EXPECT_FALSE(runs.empty());
+    EXPECT_LE(runs.size(), kMostRuns);
+    uint64_t blocks = 0;
+    for (const DeviceRun& run : runs) {
+      EXPECT_EQ(run.address % ElementSize(run.dtype), 0u);
+      EXPECT_GT(run.elements, 0u);
+      EXPECT_EQ(run.first_block, blocks);
+      CheckInside(run.address, run.elements * ElementSize(run.dtype));
+      blocks += BlocksOf(run.elements);
+    }
+    EXPECT_LE(blocks, kMostBlocks);
+  }
+
+  HostDevices& devices_;
+  std::byte* const begin_;
+  const uint64_t bytes_;
+};
+
+ExportedMemory HostDevices::Export(std::byte* allocation, uint64_t offset, uint64_t length) {
+  ExportedMemory memory = {.offset = offset, .length = length};
+  std::memcpy(memory.allocation.data(), &allocation, sizeof(allocation));
+  return memory;
+}
+
+absl::StatusOr<std::unique_ptr<DeviceMemory>> HostDevices::OpenMemory(
+    const ExportedMemory& memory) {
+  std::byte* allocation = nullptr;
+  std::memcpy(&allocation, memory.allocation.data(), sizeof(allocation));
+  return std::make_unique<Memory>(*this, allocation + memory.offset, memory.length);
+}
+
 HostDevices::~HostDevices() {
+  EXPECT_EQ(open_memories_, 0u);
   EXPECT_EQ(open_queues_, 0u);
   EXPECT_EQ(kept_pieces_, 0u);
 }

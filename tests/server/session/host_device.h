@@ -1,5 +1,6 @@
 // Devices in host memory, on the CPU's kernels, for tests: as late as the interface allows, strict
-// about what it requires (EXPECT), and failing when told. Not thread-safe.
+// about what it requires (EXPECT), and failing when told. Not thread-safe, but for the memory that
+// it opens.
 //
 // What is queued for a slot happens no sooner than Await(): a slot that is written too early is
 // measured with what it then holds, and one that is read too early holds rubbish.
@@ -9,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
@@ -31,10 +33,14 @@ class HostDevices : public Devices {
   std::vector<State> states() const override { return {State{.name = kName, .usable = true}}; }
   absl::StatusOr<std::unique_ptr<DeviceQueue>> Open(uint64_t slots_filled, bool keeps) override;
 
+  // Memory of the "device": bytes [offset, offset + length) of an allocation, which may be any.
+  static ExportedMemory Export(std::byte* allocation, uint64_t offset, uint64_t length);
+  absl::StatusOr<std::unique_ptr<DeviceMemory>> OpenMemory(const ExportedMemory& memory) override;
+
   // Of each queue.
   void set_slots(size_t slots) { slots_ = slots; }
   // The nth call from now, from 0, of Open(), Measure(), Await(), Scale() and Fetch() fails with
-  // this, and all later ones of the same queue.
+  // this, and all later ones of the same queue. Those of memory count, too.
   void FailAt(uint64_t nth, absl::Status failure) {
     failure_ = std::move(failure);
     fails_at_ = calls_ + nth;
@@ -51,6 +57,7 @@ class HostDevices : public Devices {
 
  private:
   class Queue;
+  class Memory;
 
   // Counts a call; its failure where it is to fail.
   absl::Status Called();
@@ -62,6 +69,8 @@ class HostDevices : public Devices {
   uint64_t calls_ = 0;
   uint64_t opened_ = 0;
   uint64_t open_queues_ = 0;
+  uint64_t open_memories_ = 0;
+  std::mutex mutex_;  // of what memories share
   uint64_t kept_pieces_ = 0;
   uint64_t measured_slots_ = 0;
   uint64_t promised_slots_ = 0;

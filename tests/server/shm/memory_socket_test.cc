@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "tests/server/shm/fake_devices.h"
 #include "tests/server/shm/memory_socket_fixture.h"
 
 namespace gradclip {
@@ -19,6 +20,16 @@ using ::testing::Not;
 
 constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
 constexpr auto kExhausted = absl::StatusCode::kResourceExhausted;
+
+// A registration of FakeDevices' memory.
+std::string OfCudaMemory(uint64_t offset, uint64_t length, uint16_t flags = 0) {
+  return RegistrationBytes({.magic = Registration::Magic(),
+                            .kind = Registration::kCudaMemory,
+                            .flags = flags,
+                            .length = length,
+                            .offset = offset}) +
+         FakeDevices::AllocationBytes();
+}
 
 TEST_F(MemorySocketTest, RegistersMemoryForAsLongAsTheConnectionLives) {
   Listen();
@@ -129,12 +140,63 @@ TEST_F(MemorySocketTest, ARefusalLeavesTheConnectionForAnother) {
   ExpectRefused(client.Receive(), kInvalid, "0 descriptors");
   ASSERT_TRUE(client.Send(RegistrationBytes(kMiB), {right.get(), right.get()}));
   ExpectRefused(client.Receive(), kInvalid, "2 descriptors");
-  ASSERT_TRUE(
-      client.Send(RegistrationBytes({.magic = Registration::Magic(), .kind = 2, .length = kMiB}),
-                  {right.get()}));
-  ExpectRefused(client.Receive(), absl::StatusCode::kUnimplemented, "CUDA");
+  ASSERT_TRUE(client.Send(OfCudaMemory(0, 4096)));
+  ExpectRefused(client.Receive(), absl::StatusCode::kUnimplemented, "--allow-cuda-ipc");
   ExpectOk(client.Register(right, kMiB));
   EXPECT_EQ(registry_->bytes(), kMiB);
+}
+
+TEST_F(MemorySocketTest, RegistersCudaMemoryForAsLongAsTheConnectionLives) {
+  FakeDevices devices;
+  registry_.emplace(limits_, budget_, &devices);
+  Listen();
+  RegionToken token;
+  {
+    MemoryClient client = Connect();
+    ASSERT_TRUE(client.Send(OfCudaMemory(96, 4000)));
+    const auto answer = client.Receive();
+    ExpectOk(answer);
+    token = answer->token;
+    const std::shared_ptr<Region> region = registry_->Find(token);
+    ASSERT_NE(region, nullptr);
+    ASSERT_NE(region->device_memory(), nullptr);
+    EXPECT_EQ(region->origin(), 96u);
+    EXPECT_EQ(region->size(), 4000u);
+    EXPECT_FALSE(region->read_only());
+    EXPECT_EQ(registry_->bytes(), 4000u);
+    EXPECT_EQ(budget_.used_bytes(), 0u);
+    ExpectOk(client.Register(MakeMemfd(kMiB), kMiB));
+    ASSERT_TRUE(client.Send(OfCudaMemory(0, 4096, Registration::kReadOnly)));
+    const auto second = client.Receive();
+    ExpectOk(second);
+    EXPECT_TRUE(registry_->Find(second->token)->read_only());
+    EXPECT_EQ(devices.open(), 2u);
+  }
+  EXPECT_TRUE(Await([&] { return registry_->Find(token) == nullptr; }));
+  EXPECT_TRUE(Await([&] { return registry_->bytes() == 0; }));
+  socket_.reset();
+  EXPECT_EQ(devices.open(), 0u);
+}
+
+TEST_F(MemorySocketTest, ARefusalOfCudaMemoryLeavesTheConnectionForAnother) {
+  FakeDevices devices;
+  registry_.emplace(limits_, budget_, &devices);
+  Listen();
+  MemoryClient client = Connect();
+  ASSERT_TRUE(client.Send(OfCudaMemory(97, 4000)));
+  ExpectRefused(client.Receive(), kInvalid, "no such memory");
+  const std::string start = OfCudaMemory(0, 8).substr(0, Registration::kBytes);
+  ASSERT_TRUE(client.Send(start + FakeDevices::AllocationBytes(std::byte{1})));
+  ExpectRefused(client.Receive(), absl::StatusCode::kFailedPrecondition, "no such GPU");
+  const FileDescriptor memfd = MakeMemfd(kMiB);
+  ASSERT_TRUE(client.Send(OfCudaMemory(0, 8), {memfd.get()}));
+  ExpectRefused(client.Receive(), kInvalid, "descriptors");
+  EXPECT_EQ(registry_->bytes(), 0u);
+  ASSERT_TRUE(client.Send(OfCudaMemory(0, 8)));
+  ExpectOk(client.Receive());
+  client.Close();
+  EXPECT_TRUE(AwaitConnections(0));
+  EXPECT_EQ(devices.open(), 0u);
 }
 
 TEST_F(MemorySocketTest, WhatIsNoRegistrationEndsTheConnectionAndItsRegions) {
@@ -144,7 +206,7 @@ TEST_F(MemorySocketTest, WhatIsNoRegistrationEndsTheConnectionAndItsRegions) {
   std::vector<std::string> wrong;
   for (const auto change : std::initializer_list<void (*)(Registration&)>{
            [](Registration& r) { r.version = 2; }, [](Registration& r) { r.kind = 9; },
-           [](Registration& r) { r.flags = 2; }, [](Registration& r) { r.zero = 1; },
+           [](Registration& r) { r.flags = 2; }, [](Registration& r) { r.offset = 1; },
            [](Registration& r) { r.magic = 0; }}) {
     Registration changed = right;
     change(changed);
@@ -345,7 +407,8 @@ TEST_F(MemorySocketTest, LogsWhatHappensButNoToken) {
   ASSERT_TRUE(AwaitConnections(0));
   const std::string log = ReadLog();
   const std::string peer = "uid=" + std::to_string(geteuid()) + " pid=" + std::to_string(getpid());
-  EXPECT_THAT(log, HasSubstr("memory registered " + peer + " bytes=1048576 read_only=false"));
+  EXPECT_THAT(
+      log, HasSubstr("memory registered " + peer + " memory=memfd bytes=1048576 read_only=false"));
   EXPECT_THAT(log, HasSubstr("memory registration refused " + peer + " status=INVALID_ARGUMENT"));
   EXPECT_THAT(log, HasSubstr("memory connection closed " + peer + " regions=1 bytes=1048576"));
   std::string hex;

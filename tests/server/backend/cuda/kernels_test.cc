@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "server/norm/gradient_norm.h"
-#include "tests/server/backend/cuda/device_memory.h"
+#include "tests/server/backend/cuda/device_buffer.h"
 #include "tests/server/backend/plain.h"
 
 namespace gradclip {
@@ -50,7 +50,7 @@ class Gradient {
       bytes.insert(bytes.end(), tensor.bytes.begin(), tensor.bytes.end());
     }
     bytes.resize(bytes.size() + 16);
-    memory_ = std::make_unique<DeviceMemory>(bytes.data(), bytes.size());
+    memory_ = std::make_unique<DeviceBuffer>(bytes.data(), bytes.size());
     before_ = bytes;
     std::vector<DeviceRun> runs;
     for (size_t i = 0; i < tensors.size(); ++i) {
@@ -61,15 +61,15 @@ class Gradient {
                       .counted = tensors[i].counted});
       blocks_ += BlocksOf(tensors[i].elements());
     }
-    table_ = std::make_unique<DeviceMemory>(runs.data(), runs.size() * sizeof(DeviceRun));
+    table_ = std::make_unique<DeviceBuffer>(runs.data(), runs.size() * sizeof(DeviceRun));
     runs_ = {reinterpret_cast<const DeviceRun*>(table_->device()),
              static_cast<uint32_t>(runs.size()), blocks_};
   }
 
   DeviceTally Measure(NormKind kind, std::vector<DeviceBlock>* found = nullptr) {
     DeviceTally tally = EmptyTally();
-    DeviceMemory on_device(&tally, sizeof tally);
-    DeviceMemory blocks(blocks_ * sizeof(DeviceBlock));
+    DeviceBuffer on_device(&tally, sizeof tally);
+    DeviceBuffer blocks(blocks_ * sizeof(DeviceBlock));
     MustSucceed(LaunchMeasure(
         nullptr, kMultiprocessors, kind, runs_, reinterpret_cast<DeviceTally*>(on_device.device()),
         found == nullptr ? nullptr : reinterpret_cast<DeviceBlock*>(blocks.device())));
@@ -104,8 +104,8 @@ class Gradient {
   static constexpr int kMultiprocessors = 2;
 
   std::vector<size_t> offsets_;
-  std::unique_ptr<DeviceMemory> memory_;
-  std::unique_ptr<DeviceMemory> table_;
+  std::unique_ptr<DeviceBuffer> memory_;
+  std::unique_ptr<DeviceBuffer> table_;
   Bytes before_;
   DeviceRuns runs_;
   uint64_t blocks_ = 0;

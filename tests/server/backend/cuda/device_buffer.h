@@ -1,7 +1,7 @@
 // Memory of the current device for tests, and ways there and back. Every error ends the test's
 // process: what is tested here are not the errors. Not thread-safe.
-#ifndef GRADCLIP_TESTS_SERVER_BACKEND_CUDA_DEVICE_MEMORY_H_
-#define GRADCLIP_TESTS_SERVER_BACKEND_CUDA_DEVICE_MEMORY_H_
+#ifndef GRADCLIP_TESTS_SERVER_BACKEND_CUDA_DEVICE_BUFFER_H_
+#define GRADCLIP_TESTS_SERVER_BACKEND_CUDA_DEVICE_BUFFER_H_
 
 #include <cuda_runtime.h>
 
@@ -19,22 +19,26 @@ inline void MustSucceed(cudaError_t error) {
   std::abort();
 }
 
-class DeviceMemory {
+class DeviceBuffer {
  public:
-  explicit DeviceMemory(size_t bytes) : bytes_(bytes) {
+  explicit DeviceBuffer(size_t bytes) : bytes_(bytes) {
     MustSucceed(cudaMalloc(&device_, bytes + 1));  // 1: none is empty
     MustSucceed(cudaHostAlloc(&host_, bytes + 1, cudaHostAllocDefault));
   }
-  DeviceMemory(const void* bytes, size_t count) : DeviceMemory(count) { Put(bytes); }
-  ~DeviceMemory() {
+  DeviceBuffer(const void* bytes, size_t count) : DeviceBuffer(count) { Put(bytes); }
+  ~DeviceBuffer() {
+    if (device_ == nullptr) return;
     MustSucceed(cudaFree(device_));
     MustSucceed(cudaFreeHost(host_));
   }
-  DeviceMemory(const DeviceMemory&) = delete;
-  DeviceMemory& operator=(const DeviceMemory&) = delete;
+  DeviceBuffer(const DeviceBuffer&) = delete;
+  DeviceBuffer& operator=(const DeviceBuffer&) = delete;
 
   std::byte* device() const { return static_cast<std::byte*>(device_); }
   size_t size() const { return bytes_; }
+
+  // Its device has failed, and can't free anything.
+  void Forget() { device_ = host_ = nullptr; }
 
   void Put(const void* bytes) {
     if (bytes_ == 0) return;
@@ -59,4 +63,4 @@ class DeviceMemory {
 
 }  // namespace gradclip
 
-#endif  // GRADCLIP_TESTS_SERVER_BACKEND_CUDA_DEVICE_MEMORY_H_
+#endif  // GRADCLIP_TESTS_SERVER_BACKEND_CUDA_DEVICE_BUFFER_H_
