@@ -12,8 +12,8 @@ import grpc
 
 from gradclip import _contract, _retry
 from gradclip._servers import Failure, Server, Servers, failure_of
-from gradclip._staging import Staging
-from gradclip._wire import Declarations, data_requests, start_request
+from gradclip._staging import Places, Staging
+from gradclip._wire import Declarations, requests, start_request
 from gradclip.answer import (
     ClipAnswer,
     NormAnswer,
@@ -42,9 +42,7 @@ _REPLIES = {
 }
 
 Answer = TypeVar("Answer")
-# The requests after the first, of a call to this server that may take so many seconds.
-Payload = Callable[[Server, Optional[float]], Iterator[bytes]]
-Tensors = Iterable[Union[Tensor, "ReadableBuffer"]]
+Tensors = Iterable[Union[Tensor, Declared, "ReadableBuffer"]]
 
 
 def connect(
@@ -227,12 +225,12 @@ class Client:
         pre_scale: float = 1.0,
         per_tensor: bool = False,
         group: Optional[Group] = None,
-        payload: Optional[Payload] = None,
+        places: Optional[Places] = None,
     ) -> ClipAnswer:
-        """As clip(). payload: makes the requests after the first; by default the tensors' data."""
+        """As clip(). places: says where the server has the tensors already."""
         if reply != "coefficient":
             for index, one in enumerate(declared):
-                if one.view.readonly and one.view.nbytes:
+                if one.view.readonly and one.nbytes:
                     raise ValueError(
                         f'tensor "{one.name or index}" is read only; reply "{reply}" writes to it'
                     )
@@ -269,7 +267,7 @@ class Client:
                 raise Failure(
                     "INTERNAL", "the server ended the call without a result", server.address
                 )
-            expected = sum(len(one.view) for one in declared) if answer.gradient_follows else 0
+            expected = sum(one.nbytes for one in declared) if answer.gradient_follows else 0
             if sum(map(len, clipped)) != expected:
                 raise Failure(
                     "INTERNAL",
@@ -279,7 +277,7 @@ class Client:
             return answer, clipped
 
         answer, clipped = self._stream(
-            declared, start, group, attempt, payload, read_only=reply == "coefficient"
+            declared, start, group, attempt, places, read_only=reply == "coefficient"
         )
         _write(clipped, declared)
         return answer
@@ -330,11 +328,11 @@ class Client:
         start: Any,
         group: Optional[Group],
         call: Callable[[Server, Optional[float], Iterator[bytes], Any, int], Answer],
-        payload: Optional[Payload] = None,
+        places: Optional[Places] = None,
         *,
         read_only: bool = True,
     ) -> Answer:
-        """payload: makes the requests after the first, in place of those of the tensors' data.
+        """places: says where the server has the tensors already.
         read_only: nothing comes back but the answer.
         """
         declarations = self._declarations.serialise(declared)
@@ -344,16 +342,8 @@ class Client:
 
         def attempt(server: Server, rest: Optional[float]) -> Answer:
             begin = time.monotonic()
-            staged = None
-            if payload is not None:
-                then = payload(server, rest)
-            else:
-                staged = stage(server, rest)
-                then = (
-                    data_requests(declared, self._message_bytes)
-                    if staged is None
-                    else iter((staged,))
-                )
+            at = (places or stage)(server, rest)
+            then = requests(declared, at, self._message_bytes)
             if rest is not None:
                 rest = max(rest - (time.monotonic() - begin), 0.001)
             try:
@@ -361,10 +351,9 @@ class Client:
                 return call(server, rest, chain((first,), then), metadata, number)
             except grpc.RpcError as error:
                 failure = failure_of(error, server.address)
-                is_shared = payload is not None or staged is not None
-                if is_shared and failure.code == "NOT_FOUND":  # it is to be registered anew
+                if any(at) and failure.code == "NOT_FOUND":  # it is to be registered anew
                     raise Failure("UNAVAILABLE", failure.details, server.address) from None
-                if staged is not None and failure.code == "PERMISSION_DENIED":
+                if any(at) and places is None and failure.code == "PERMISSION_DENIED":
                     # This caller may not share memory, perhaps; the next try sends.
                     return attempt(server, rest)
                 raise failure from None
@@ -383,8 +372,7 @@ class Client:
                 in_group=group is not None,
             )
 
-        stageable = declared if payload is None and read_only else []
-        with self._staging.lend(stageable) as stage:
+        with self._staging.lend(declared, may=places is None and read_only) as stage:
             return _retry.run_step(group, tries, deadline=deadline)
 
 
