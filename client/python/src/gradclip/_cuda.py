@@ -75,6 +75,8 @@ class Driver:
 
     def call(self, name: str, *arguments: Any) -> None:
         """Raises CudaError."""
+        if not self.has(name):
+            raise CudaError(f"the driver has no {name}")
         status = getattr(self._library, name)(*arguments)
         if status == 0:
             return

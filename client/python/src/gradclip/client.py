@@ -75,7 +75,8 @@ def connect(
         is not sent gradients of 1 MiB up to so many bytes: they are copied to memory that it reads,
         which is faster. The client keeps that memory, as large as its largest gradient yet; it
         counts against the server's --memory-budget. Where the server refuses it, gradients are
-        sent. 0 always sends.
+        sent. 0 always sends. Of gradclip.torch's CUDA tensors that holds for each device: the
+        memory is on it, beside torch's own, where the server has --allow-cuda-ipc.
 
     Raises ValueError for a wrong argument, OSError where a file of tls can't be read.
     """

@@ -41,8 +41,16 @@ class SharedGradients:
     not, or does not answer there, gradients are streamed, which is said once by warnings.warn;
     is_shared tells.
 
+    Parameters may be on CUDA devices, on several and beside the host's. The memory is then on each
+    device, from the CUDA driver and not of torch's allocator; the server has to use the GPU, with
+    --allow-cuda-ipc, and gradients of devices whose memory it does not take are copied to the host
+    and streamed. clip_grad_norm_ waits for the current stream of each device before it calls, and
+    gradients must not be written until it returns. Memory of a device is freed with the last
+    gradient in it, once the server has let go; if it has not within 5 s, it stays allocated.
+
     model: a torch.nn.Module, or an iterable of parameters. Those that require gradients are taken,
-        which must be dense, of float16, bfloat16, float32 or float64, and in the host's memory.
+        which must be dense, of float16, bfloat16, float32 or float64, and on the host or on CUDA
+        devices, where they must stay.
     client: of gradclip.connect(), to a unix socket or loopback; by default
         gradclip.default_client().
     require_shared: raise GradClipError, with the reason, instead of streaming.
@@ -101,7 +109,7 @@ class SharedGradients:
 
     @property
     def is_shared(self) -> bool:
-        """Whether the last call went through shared memory."""
+        """Whether all gradients of the last call went through shared memory."""
         return self._shared
 
     def clip_grad_norm_(
