@@ -26,9 +26,10 @@ DTYPES = {
     torch.bfloat16: "bfloat16",
     torch.float64: "float64",
 }
-# Of a half-precision gradient that is widened at a time: it stays in the caches, and takes little
-# memory.
+# Elements of a half-precision gradient that are widened at a time: they stay in the caches, and
+# take little memory. On a GPU they take 64 MiB, for which starting its work costs next to nothing.
 _CHUNK = 1 << 18
+_CHUNK_ON_DEVICE = 1 << 24
 EPSILON = 1e-6
 
 
@@ -95,7 +96,8 @@ def multiply(grads: list[Tensor], coefficient: float, foreach: Optional[bool]) -
             if not one.is_contiguous():
                 one.copy_(one.to(wide).mul_(coefficient))
                 continue
-            for part in one.view(-1).split(_CHUNK):
+            chunk = _CHUNK if _cuda.device_of(one) is None else _CHUNK_ON_DEVICE
+            for part in one.view(-1).split(chunk):
                 part.copy_(part.to(wide).mul_(coefficient))
 
 
