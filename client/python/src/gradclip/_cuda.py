@@ -221,11 +221,13 @@ class CudaMemory:
         if self._allocation is None or os.getpid() != self._process:
             connection.close()  # of a process that was forked, which must not end it for the other
             return
-        held = self._allocation.held
-        held[:] = [one for one in held if is_open(one)]
         with contextlib.suppress(OSError):  # the server has ended it
             connection.shutdown(socket.SHUT_WR)
+        held = self._allocation.held
         held.append(connection)
+        for one in [one for one in held if not is_open(one)]:
+            held.remove(one)
+            one.close()
 
     def close(self) -> None:
         self._allocation, self._tensor = None, None

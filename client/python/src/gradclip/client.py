@@ -340,10 +340,13 @@ class Client:
         deadline = _retry.end_of(self._timeout)
         # Of the group's attempt at hand.
         first, number = b"", 0
+        shared = False  # the last try had tensors that were not sent
 
-        def attempt(server: Server, rest: Optional[float]) -> Answer:
+        def once(server: Server, rest: Optional[float]) -> Answer:
+            nonlocal shared
             begin = time.monotonic()
             at = (places or stage)(server, rest)
+            shared = any(at)
             then = requests(declared, at, self._message_bytes)
             if rest is not None:
                 rest = max(rest - (time.monotonic() - begin), 0.001)
@@ -352,12 +355,18 @@ class Client:
                 return call(server, rest, chain((first,), then), metadata, number)
             except grpc.RpcError as error:
                 failure = failure_of(error, server.address)
-                if any(at) and failure.code == "NOT_FOUND":  # it is to be registered anew
+                if shared and failure.code == "NOT_FOUND":  # it is to be registered anew
                     raise Failure("UNAVAILABLE", failure.details, server.address) from None
-                if any(at) and places is None and failure.code == "PERMISSION_DENIED":
-                    # This caller may not share memory, perhaps; the next try sends.
-                    return attempt(server, rest)
                 raise failure from None
+
+        def attempt(server: Server, rest: Optional[float]) -> Answer:
+            try:
+                return once(server, rest)
+            except Failure as failure:
+                if places is not None or not shared or failure.code != "PERMISSION_DENIED":
+                    raise
+            # This caller may not share memory, perhaps; the next try sends.
+            return once(server, rest)
 
         def tries(group: Optional[Group]) -> Answer:
             nonlocal first, number
