@@ -1,8 +1,8 @@
 """Gradients of CUDA devices, against a server whose GPU is emulated. emulated_cuda.py says what
 that can't show.
 
-Here tensors with an even number of elements count as those of device 0, and all others as the
-host's.
+Here tensors with an even number of elements count as those of device 0, those with an odd multiple
+of 5 as device 1's, and all others as the host's.
 """
 
 import ctypes
@@ -82,7 +82,7 @@ class Test_CudaMemory:
         assert len(message) == 112 and descriptors == []
         magic, version, kind, flags, size, begin, uuid = struct.unpack_from("<8sIHHQQ16s", message)
         assert (magic, version, kind, flags) == (b"GRADCLIP", 1, 2, 1)
-        assert (size, begin, uuid) == (BLOCK, 0, UUID + b"\0")
+        assert (size, begin, uuid) == (BLOCK, 0, UUID)
         assert HANDLE.unpack(message[48:])[5] == BLOCK
 
     def test_takes_the_older_function_where_the_driver_is_older(self, driver):
@@ -163,11 +163,16 @@ class Test_CudaMemory:
 
 @pytest.fixture
 def device(driver, monkeypatch):
-    """Device 0, of the server and of torch. `waits` has the devices that were waited for."""
+    """Devices 0 and 1 of torch. `waits` has the devices that were waited for."""
     if not (PROGRAMS / SERVER).exists():
         pytest.skip(f"there is no {SERVER}")
     waits = []
-    monkeypatch.setattr(_cuda, "device_of", lambda tensor: 0 if tensor.numel() % 2 == 0 else None)
+
+    def device_of(tensor):
+        count = tensor.numel()
+        return 0 if count % 2 == 0 else 1 if count % 5 == 0 else None
+
+    monkeypatch.setattr(_cuda, "device_of", device_of)
     monkeypatch.setattr(_cuda, "synchronise", waits.append)
     return types.SimpleNamespace(driver=driver, waits=waits)
 
@@ -234,7 +239,7 @@ def parameters_of(counts, dtypes=(torch.float32, torch.bfloat16, torch.float16, 
 ON_DEVICE = [1000, 2, 0, 66, 4096]
 MIXED = [1000, 3, 5, 66, 0, 4096, 1]
 LARGE = [1 << 19, 2, 1 << 19, 0, 6]
-LARGE_MIXED = [1 << 19, (1 << 19) + 1, 1 << 19, 3, (1 << 20) + 1, 2]
+LARGE_MIXED = [1 << 19, (1 << 19) + 1, 5 * ((1 << 17) + 1), 1 << 19, 3, (1 << 20) + 1, 2]
 
 
 def is_norm(norm, expected, norm_type):
@@ -256,7 +261,7 @@ def test_shared_gradients(counts, norm_type, device, sharing, client, backends, 
             sent.clear()
             if norm_type != 3.5:
                 assert same_bits(grads(ours), grads(theirs))
-    assert device.waits == [0, 0]
+    assert device.waits == ([0, 0] if counts is ON_DEVICE else [0, 1, 0, 1])
     if counts is ON_DEVICE:
         assert backends[::2] == ["cuda/0"] * 2
 
@@ -318,7 +323,7 @@ def test_without_allow_cuda_ipc_gradients_are_streamed_which_is_said_once(
         with pytest.warns(UserWarning, match="--allow-cuda-ipc"):
             norm = gradients.clip_grad_norm_(0.5)
         # The host's are shared, the others sent, in the order of the parameters.
-        assert sent == [4 * 1000, 8 * 66 + 2 * 4096] and not gradients.is_shared
+        assert sent == [4 * 1000, 2 * 5 + 8 * 66 + 2 * 4096] and not gradients.is_shared
         assert norm == clip_grad_norm_(theirs, 0.5, client=client)
         assert same_bits(grads(ours), grads(theirs))
         gradients.clip_grad_norm_(0.5)
@@ -352,7 +357,9 @@ def test_tensors_are_copied_on_the_device(
         sent.clear()
         if norm_type != 3.5:
             assert same_bits(grads(ours), grads(theirs))
-    assert device.waits == [0] * 4 and device.driver.calls["cuMemAlloc_v2"] == 1
+    devices = [0] if counts is LARGE else [0, 1]
+    assert device.waits == devices * 4
+    assert device.driver.calls["cuMemAlloc_v2"] == len(devices)
     if counts is LARGE:
         assert [backends[index] for index in (0, 1, 3, 4)] == ["cuda/0"] * 4
 
@@ -407,7 +414,7 @@ def test_where_the_server_refuses_copies_are_the_hosts(device, server_of, client
             assert norm == clip_grad_norm_(theirs, 0.5, client=client)
             assert same_bits(grads(ours), grads(theirs))
             sent.clear()
-    assert device.driver.calls["cuMemAlloc_v2"] == 1  # it is not asked for a while
+    assert device.driver.calls["cuMemAlloc_v2"] == 2  # of each once: it is not asked for a while
     assert not device.driver.live
 
 

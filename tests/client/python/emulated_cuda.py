@@ -16,7 +16,7 @@ import torch
 BLOCK = 2 << 20
 # As of tests/cuda/emulated/api_memory.cc.
 HANDLE = struct.Struct("<16s2i3Qi12x")
-UUID = b"emulated device"
+UUID = b"emulated device\0"
 
 INVALID_VALUE, OUT_OF_MEMORY, NOT_SUPPORTED = 1, 2, 801
 NAMES = {
@@ -28,7 +28,7 @@ _CONTEXT = 0xC0
 
 
 class EmulatedDriver:
-    """In the place of ctypes.CDLL("libcuda.so.1").
+    """In the place of ctypes.CDLL("libcuda.so.1"). All devices are the one that the server has.
 
     calls: how often each function was called. live: bytes of each allocation, by address.
     contexts: retained and not released. fails: what functions return, by name.
@@ -49,7 +49,7 @@ class EmulatedDriver:
         """As torch.as_tensor(allocation, device=device): it keeps the allocation."""
         interface = allocation.__cuda_array_interface__
         address, writable = interface["data"][0], not interface["data"][1]
-        assert device == "cuda:0" and writable and interface["typestr"] == "|u1"
+        assert device.startswith("cuda:") and writable and interface["typestr"] == "|u1"
         (size,) = interface["shape"]
         _, mapped = self._memory[address]
         buffer = type("Buffer", (ctypes.c_ubyte * size,), {}).from_buffer(mapped)
@@ -77,7 +77,8 @@ class EmulatedDriver:
 
     def cuDeviceGetUuid_v2(self, uuid, device):
         def get():
-            uuid[:] = UUID + bytes([device.value - 7])
+            assert device.value >= 7
+            uuid[:] = UUID
 
         return self._do("cuDeviceGetUuid_v2", get)
 
