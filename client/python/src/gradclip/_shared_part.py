@@ -46,7 +46,7 @@ class SharedPart:
         try:
             on_device = _cuda.CudaMemory(device, size)
         except OSError as error:
-            self._refusal = f"it can't be had from CUDA: {error}"
+            self._refusal = f"CUDA device {device} has no memory to share: {error}"
             self._bytes = torch.empty(size, dtype=torch.uint8, device=parameters[0].device)
             return
         self._region = Region(on_device, server_uids)
