@@ -1,6 +1,8 @@
 // Streams, events, memory, planned failures and misuse on the emulated device.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <cstring>
@@ -203,7 +205,19 @@ TEST_F(EmulatedStreams, MayBeUsedByManyThreads) {
   EXPECT_EQ(CountLive(), (Live{.streams = 1}));
 }
 
-class EmulatedMemory : public EmulatedStreams {};
+class EmulatedMemory : public EmulatedStreams {
+ protected:
+  using GetAddressRange = CUresult (*)(CUdeviceptr*, size_t*, CUdeviceptr);
+  static GetAddressRange AddressRange() {
+    void* function = nullptr;
+    cudaDriverEntryPointQueryResult result;
+    EXPECT_EQ(cudaGetDriverEntryPointByVersion("cuMemGetAddressRange", &function, 12000,
+                                               cudaEnableDefault, &result),
+              cudaSuccess);
+    EXPECT_EQ(result, cudaDriverEntryPointSuccess);
+    return reinterpret_cast<GetAddressRange>(function);
+  }
+};
 
 TEST_F(EmulatedMemory, EndsAtTheDevicesSize) {
   Restart({.devices = {{.memory = 1 << 20}, {.memory = 4 << 20}}});
@@ -274,19 +288,15 @@ TEST_F(EmulatedMemory, PointersTellWhatTheyAre) {
   ASSERT_EQ(cudaPointerGetAttributes(&attributes, &local), cudaSuccess);
   EXPECT_EQ(attributes.type, cudaMemoryTypeUnregistered);
 
-  void* function = nullptr;
-  cudaDriverEntryPointQueryResult result;
-  ASSERT_EQ(cudaGetDriverEntryPointByVersion("cuMemGetAddressRange", &function, 12000,
-                                             cudaEnableDefault, &result),
-            cudaSuccess);
-  ASSERT_EQ(result, cudaDriverEntryPointSuccess);
-  const auto get = reinterpret_cast<CUresult (*)(CUdeviceptr*, size_t*, CUdeviceptr)>(function);
+  const GetAddressRange get = AddressRange();
   CUdeviceptr base = 0;
   size_t size = 0;
   ASSERT_EQ(get(&base, &size, reinterpret_cast<CUdeviceptr>(device + 3)), CUDA_SUCCESS);
   EXPECT_EQ(base, reinterpret_cast<CUdeviceptr>(device));
   EXPECT_EQ(size, 32u);
   EXPECT_EQ(get(&base, &size, reinterpret_cast<CUdeviceptr>(&local)), CUDA_ERROR_INVALID_VALUE);
+  void* function = nullptr;
+  cudaDriverEntryPointQueryResult result;
   ASSERT_EQ(cudaGetDriverEntryPointByVersion("cuNothing", &function, 12000, 0, &result),
             cudaSuccess);
   EXPECT_EQ(result, cudaDriverEntryPointSymbolNotFound);
@@ -329,6 +339,104 @@ TEST_F(EmulatedMemory, IpcHandleMustBeOfLiveMemory) {
   std::memset(&handle, 7, sizeof handle);
   EXPECT_EQ(cudaIpcOpenMemHandle(&opened, handle, cudaIpcMemLazyEnablePeerAccess),
             cudaErrorInvalidResourceHandle);
+}
+
+// A process with device memory of kCount elements, each 5, whose handle it has written to a pipe.
+// It lives until Finish, which gives whether the elements are 7 then.
+class Exporter {
+ public:
+  Exporter() {
+    int to_parent[2];
+    int to_child[2];
+    EXPECT_EQ(pipe(to_parent), 0);
+    EXPECT_EQ(pipe(to_child), 0);
+    process_ = fork();
+    if (process_ == 0) _exit(Run(to_parent[1], to_child[0]));
+    EXPECT_GT(process_, 0);
+    close(to_parent[1]);
+    close(to_child[0]);
+    EXPECT_EQ(read(to_parent[0], &handle_, sizeof handle_), ssize_t{sizeof handle_});
+    close(to_parent[0]);
+    finish_ = to_child[1];
+  }
+  ~Exporter() {
+    if (finish_ >= 0) Finish();
+  }
+  Exporter(const Exporter&) = delete;
+  Exporter& operator=(const Exporter&) = delete;
+
+  bool Finish() {
+    EXPECT_EQ(write(finish_, "x", 1), 1);
+    close(finish_);
+    finish_ = -1;
+    int status = 0;
+    EXPECT_EQ(waitpid(process_, &status, 0), process_);
+    return WIFEXITED(status) && WEXITSTATUS(status) == 0;
+  }
+  const cudaIpcMemHandle_t& handle() const { return handle_; }
+
+ private:
+  static int Run(int out, int in) {
+    emulated_cuda::Reset();
+    std::vector<unsigned> values(kCount, 5);
+    void* memory = nullptr;
+    cudaIpcMemHandle_t handle;
+    char byte = 0;
+    if (cudaMalloc(&memory, kBytes) != cudaSuccess ||
+        cudaMemcpy(memory, values.data(), kBytes, cudaMemcpyHostToDevice) != cudaSuccess ||
+        cudaIpcGetMemHandle(&handle, memory) != cudaSuccess ||
+        write(out, &handle, sizeof handle) != ssize_t{sizeof handle} || read(in, &byte, 1) != 1 ||
+        cudaMemcpy(values.data(), memory, kBytes, cudaMemcpyDeviceToHost) != cudaSuccess) {
+      return 2;
+    }
+    return values == std::vector<unsigned>(kCount, 7) ? 0 : 1;
+  }
+
+  pid_t process_ = -1;
+  int finish_ = -1;
+  cudaIpcMemHandle_t handle_ = {};
+};
+
+TEST_F(EmulatedMemory, IpcHandleMapsTheMemoryOfAnotherProcess) {
+  Exporter exporter;
+  void* opened = nullptr;
+  void* again = nullptr;
+  for (void** const pointer : {&opened, &again}) {
+    ASSERT_EQ(cudaIpcOpenMemHandle(pointer, exporter.handle(), cudaIpcMemLazyEnablePeerAccess),
+              cudaSuccess);
+  }
+  EXPECT_EQ(again, opened);
+  EXPECT_EQ(CountLive().ipc_mappings, 2u);
+  auto* const mapped = static_cast<unsigned*>(opened);
+  CUdeviceptr base = 0;
+  size_t size = 0;
+  ASSERT_EQ(AddressRange()(&base, &size, reinterpret_cast<CUdeviceptr>(mapped + 3)), CUDA_SUCCESS);
+  EXPECT_EQ(base, reinterpret_cast<CUdeviceptr>(mapped));
+  EXPECT_EQ(size, kBytes);
+  EXPECT_THAT(Read(mapped, kCount), Each(5u));
+  ASSERT_EQ(LaunchAdd(stream_, mapped, kCount, 2), cudaSuccess);
+  ASSERT_EQ(Wait(), cudaSuccess);
+  EXPECT_TRUE(exporter.Finish());
+  EXPECT_THAT(Read(mapped, kCount), Each(7u));  // a process that has ended leaves the memory
+  EXPECT_EQ(cudaIpcCloseMemHandle(opened), cudaSuccess);
+  EXPECT_EQ(cudaIpcCloseMemHandle(opened), cudaSuccess);
+  EXPECT_EQ(cudaIpcOpenMemHandle(&opened, exporter.handle(), cudaIpcMemLazyEnablePeerAccess),
+            cudaErrorMapBufferObjectFailed);
+  EXPECT_EQ(opened, nullptr);
+}
+
+TEST_F(EmulatedMemory, IpcHandleOfAnotherProcessIsHeldAgainstItsFile) {
+  const Exporter exporter;
+  // Behind the magic: process, descriptor, the file's number, offset, bytes, device.
+  for (const size_t byte : {16, 20, 24, 32, 33, 41, 42, 43, 47, 48, 51}) {
+    cudaIpcMemHandle_t handle = exporter.handle();
+    reinterpret_cast<unsigned char*>(&handle)[byte] ^= 0x80;
+    void* opened = nullptr;
+    EXPECT_EQ(cudaIpcOpenMemHandle(&opened, handle, cudaIpcMemLazyEnablePeerAccess),
+              cudaErrorMapBufferObjectFailed)
+        << byte;
+  }
+  EXPECT_EQ(CountLive().ipc_mappings, 0u);
 }
 
 TEST_F(EmulatedMemory, WhatIsLeftBehindIsCounted) {

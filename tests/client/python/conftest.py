@@ -23,9 +23,9 @@ QUIET = ["--log-level=error"]
 class ServerProcess:
     """A gradclip-server. `address` is where it listens."""
 
-    def __init__(self, *flags, listen="127.0.0.1:0"):
+    def __init__(self, *flags, listen="127.0.0.1:0", program="gradclip-server"):
         self.process = subprocess.Popen(
-            [*DIE_WITH_PARENT, PROGRAMS / "gradclip-server", f"--listen={listen}", *QUIET, *flags],
+            [*DIE_WITH_PARENT, PROGRAMS / program, f"--listen={listen}", *QUIET, *flags],
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -41,7 +41,7 @@ class ServerProcess:
 
 @pytest.fixture
 def start_server():
-    """start_server(*flags, listen=...): a server for one test."""
+    """start_server(*flags, listen=..., program=...): a server for one test."""
     servers = []
 
     def start(*flags, **more):

@@ -13,16 +13,16 @@ ELEMENTS = 1 << 18  # 1 MiB of float32
 @pytest.fixture
 def sent(monkeypatch):
     """Bytes of each call that was sent."""
-    from gradclip import client
-    from gradclip._wire import data_requests
+    from gradclip import _wire
 
+    data_requests = _wire.data_requests
     calls = []
 
-    def count(tensors, message_bytes):
-        calls.append(sum(len(one.view) for one in tensors))
-        return data_requests(tensors, message_bytes)
+    def count(views, message_bytes):
+        calls.append(sum(map(len, views)))
+        return data_requests(views, message_bytes)
 
-    monkeypatch.setattr(client, "data_requests", count)
+    monkeypatch.setattr(_wire, "data_requests", count)
     return calls
 
 
@@ -34,6 +34,10 @@ def server(start_server, tmp_path):
 def gradient_of(value=1.0, elements=ELEMENTS):
     """Two tensors of float32, and one without elements."""
     return [array.array("f", [value]) * elements, array.array("f"), array.array("f", [value] * 3)]
+
+
+def region_of(client):
+    return client._staging._stores[None].region
 
 
 def norm_of(value=1.0, elements=ELEMENTS):
@@ -80,9 +84,9 @@ def test_the_memory_is_kept_and_grows(server):
         for elements in (ELEMENTS, ELEMENTS, 3 * ELEMENTS, ELEMENTS):
             norm = client.compute_norm(gradient_of(elements=elements)).total_norm
             assert norm == norm_of(elements=elements)
-            regions.append(client._staging._region)
+            regions.append(region_of(client))
         assert regions[0] is regions[1] is not regions[2] is regions[3]
-    assert client._staging._region is None
+    assert region_of(client) is None
 
 
 def test_calls_at_once_do_not_share_the_memory(server):
@@ -101,11 +105,11 @@ def test_after_an_error_there_is_other_memory(server, sent):
     bad[0][7] = math.inf
     with gradclip.connect(server.address) as client:
         client.compute_norm(gradient_of())
-        before = client._staging._region
+        before = region_of(client)
         with pytest.raises(gradclip.NonfiniteGradientError, match=r"#0\[7\]"):
             client.clip(bad, 1.0, nonfinite="error")
         assert client.compute_norm(gradient_of()).total_norm == norm_of()
-        assert client._staging._region is not before and sent == []
+        assert region_of(client) is not before and sent == []
 
 
 def test_a_server_that_restarts(server, start_server, tmp_path):

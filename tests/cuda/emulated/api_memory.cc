@@ -1,4 +1,5 @@
 // Allocation, pinned memory and IPC.
+#include <bit>
 #include <cstring>
 
 #include "runtime.h"
@@ -12,8 +13,8 @@ constexpr char kMagic[16] = "emulated IPC";
 // What a cudaIpcMemHandle_t holds.
 struct Handle {
   char magic[16];
-  uint64_t allocation;
-  char unused[40];
+  Exported memory;
+  char unused[8];
 };
 static_assert(sizeof(Handle) == sizeof(cudaIpcMemHandle_t));
 
@@ -143,7 +144,7 @@ cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t* handle, void* pointer) {
     if (region == nullptr || region->space != Space::kDevice) return cudaErrorInvalidValue;
     Handle content{};
     std::memcpy(content.magic, kMagic, sizeof kMagic);
-    content.allocation = region->id;
+    content.memory = runtime.memory.Export(*region);
     std::memcpy(handle, &content, sizeof content);
     return cudaSuccess;
   });
@@ -153,19 +154,18 @@ cudaError_t cudaIpcOpenMemHandle(void** pointer, cudaIpcMemHandle_t handle, unsi
   return Call("cudaIpcOpenMemHandle", CallKind::kDevice, [&](Runtime& runtime) {
     *pointer = nullptr;
     if (flags != cudaIpcMemLazyEnablePeerAccess) return cudaErrorInvalidValue;
-    Handle content;
-    std::memcpy(&content, &handle, sizeof content);
+    const auto content = std::bit_cast<Handle>(handle);
     if (std::memcmp(content.magic, kMagic, sizeof kMagic) != 0) {
       return cudaErrorInvalidResourceHandle;
     }
-    const Region* const exported = runtime.memory.FindAllocation(content.allocation);
-    if (exported == nullptr) return cudaErrorMapBufferObjectFailed;
-    Region* opened = runtime.memory.FindMapping(content.allocation, runtime.device());
-    if (opened != nullptr) {
-      ++opened->references;
-    } else {
-      opened = &runtime.memory.Map(*exported, runtime.device());
+    const auto& devices = runtime.options.devices;
+    const auto device = static_cast<size_t>(content.memory.device);
+    if (device >= devices.size() || content.memory.bytes == 0 ||
+        content.memory.bytes > devices[device].memory) {
+      return cudaErrorMapBufferObjectFailed;
     }
+    const Region* const opened = runtime.memory.Map(content.memory, runtime.device());
+    if (opened == nullptr) return cudaErrorMapBufferObjectFailed;
     *pointer = opened->base;
     return cudaSuccess;
   });

@@ -24,8 +24,12 @@
 // wait for them, and a shuffle from one gives all bits set. __activemask gives all lanes that have
 // not returned. A kernel that is noexcept ends the process where a launch would fail. Shared memory
 // keeps what the block before left.
+// IPC handles are opened by other processes, too, where those may use the exporter's descriptors
+// (/proc/PID/fd), and work on what they open is real work on the same memory.
+//
 // Where it is laxer: a process may open its own IPC handles, which get an address of their own as
-// if another process had exported them.
+// if another process had exported them. A handle whose memory another process has freed is opened
+// as long as that process lives; the memory has zeros then.
 //
 // A launch that fails says why on stderr and in LastMessage(). An access that reaches a page a
 // device may not touch ends the process by SIGSEGV, with a line on stderr that names block and

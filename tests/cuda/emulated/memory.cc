@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -39,6 +40,24 @@ bool InDevice(const Region& region) {
   return region.space == Space::kDevice || region.space == Space::kMapped;
 }
 
+// The memory file, or -1 where it is not, or not as large as it has to be: touching it would then
+// end the process.
+int OpenFile(const Exported& exported, uint64_t page_bytes) {
+  const std::string path =
+      "/proc/" + std::to_string(exported.process) + "/fd/" + std::to_string(exported.file);
+  const int file = open(path.c_str(), O_RDWR | O_CLOEXEC | O_NONBLOCK);
+  if (file < 0) return -1;
+  struct stat status = {};
+  const bool found = fstat(file, &status) == 0 && S_ISREG(status.st_mode) &&
+                     uint64_t{status.st_ino} == exported.inode;
+  const auto size = static_cast<uint64_t>(status.st_size);
+  if (found && exported.file_offset <= size && page_bytes <= size - exported.file_offset) {
+    return file;
+  }
+  close(file);
+  return -1;
+}
+
 bool AllSurroundings(const char* first, const char* last) {
   return std::all_of(first, last, [](char c) { return c == kSurroundings; });
 }
@@ -49,6 +68,9 @@ Memory::Memory(size_t devices) : file_bytes_(devices), device_bytes_(devices) {
   for (size_t i = 0; i < devices; ++i) {
     files_.push_back(memfd_create("emulated CUDA device", MFD_CLOEXEC));
     if (files_.back() < 0) Die("emulated CUDA: memfd_create");
+    struct stat status = {};
+    if (fstat(files_.back(), &status) != 0) Die("emulated CUDA: fstat");
+    inodes_.push_back(status.st_ino);
   }
 }
 
@@ -94,8 +116,8 @@ void Memory::MarkSurroundings(const Region& region) {
 Region& Memory::AllocateDevice(int device, size_t bytes) {
   const auto index = static_cast<size_t>(device);
   Region region{.space = Space::kDevice, .bytes = bytes, .device = device, .user = device};
-  region.id = next_id_++;
   region.page_bytes = RoundUp(bytes, kPage);
+  region.inode = inodes_[index];
   region.file_offset = file_bytes_[index];
   file_bytes_[index] += region.page_bytes;
   if (ftruncate(files_[index], static_cast<off_t>(file_bytes_[index])) != 0) {
@@ -132,17 +154,40 @@ Region& Memory::Register(int device, void* memory, size_t bytes) {
                  .user = device});
 }
 
-Region& Memory::Map(const Region& exported, int user) {
-  Region region = exported;
-  region.space = Space::kMapped;
-  region.user = user;
-  region.references = 1;
-  region.open = false;
-  Region& placed = Place(region, files_[static_cast<size_t>(exported.device)]);
+Exported Memory::Export(const Region& region) const {
+  return {.process = getpid(),
+          .file = files_[static_cast<size_t>(region.device)],
+          .inode = region.inode,
+          .file_offset = region.file_offset,
+          .bytes = region.bytes,
+          .device = region.device};
+}
+
+Region* Memory::Map(const Exported& exported, int user) {
+  if (exported.process == getpid() && Find(Space::kDevice, exported, exported.device) == nullptr) {
+    return nullptr;  // it was freed
+  }
+  if (Region* const mapped = Find(Space::kMapped, exported, user)) {
+    ++mapped->references;
+    return mapped;
+  }
+  if (exported.file_offset % kPage != 0) return nullptr;
+  Region region{.space = Space::kMapped,
+                .bytes = exported.bytes,
+                .device = exported.device,
+                .user = user,
+                .references = 1,
+                .page_bytes = RoundUp(exported.bytes, kPage),
+                .inode = exported.inode,
+                .file_offset = exported.file_offset};
+  const int file = OpenFile(exported, region.page_bytes);
+  if (file < 0) return nullptr;
+  Region& placed = Place(region, file);
+  close(file);
   Poison(placed.pages, static_cast<size_t>(placed.base - placed.pages));
   Poison(placed.base + placed.bytes,
          static_cast<size_t>(placed.pages + placed.page_bytes - placed.base) - placed.bytes);
-  return placed;
+  return &placed;
 }
 
 void Memory::Free(Region& region) {
@@ -182,16 +227,12 @@ bool Memory::Overlaps(const void* address, size_t bytes) const {
   return base + region.bytes > first;
 }
 
-Region* Memory::FindMapping(uint64_t id, int user) {
+Region* Memory::Find(Space space, const Exported& exported, int user) {
   for (auto& [address, region] : regions_) {
-    if (region.space == Space::kMapped && region.id == id && region.user == user) return &region;
-  }
-  return nullptr;
-}
-
-Region* Memory::FindAllocation(uint64_t id) {
-  for (auto& [address, region] : regions_) {
-    if (region.space == Space::kDevice && region.id == id) return &region;
+    if (region.space == space && region.user == user && region.inode == exported.inode &&
+        region.file_offset == exported.file_offset && region.bytes == exported.bytes) {
+      return &region;
+    }
   }
   return nullptr;
 }

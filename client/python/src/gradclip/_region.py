@@ -1,4 +1,4 @@
-"""Memory that a server on this host reads itself: a sealed memfd, handed over its memory socket.
+"""Memory that a server on this host reads itself, handed over its memory socket.
 
 server/shm/PROTOCOL.md has the protocol.
 """
@@ -12,13 +12,16 @@ import socket
 import struct
 import time
 from collections.abc import Collection
-from typing import Optional
+from typing import Optional, Protocol
 
 from gradclip._servers import Server
 from gradclip.security import is_on_this_host
+from gradclip.tensor import Declared
 
 _ALIGNMENT = 64
-_READ_ONLY = 1
+_REQUEST = struct.Struct("<8sIHHQQ")
+_VERSION, _READ_ONLY = 1, 1
+MEMFD, CUDA = 1, 2
 _ANSWER = struct.Struct("<II16s")
 _PEER = struct.Struct("3i")  # of SO_PEERCRED: process, user, group
 # Of a registration: about 1 s per GiB, after those of others.
@@ -42,19 +45,39 @@ def lay_out(sizes: list[int]) -> tuple[list[int], int]:
     return offsets, max(end, 1)
 
 
-class Region:
-    """Memory, zeros at first, and its registration with the server that was met last.
+def registration(kind: int, size: int) -> bytes:
+    """The first 32 bytes of a registration, of the kind MEMFD or CUDA, and `size` bytes."""
+    return _REQUEST.pack(b"GRADCLIP", _VERSION, kind, _READ_ONLY, size, 0)
 
-    Belongs to one thread at a time. The memory stays while something refers to it.
 
-    server_uids: users, beside root and one's own, as whom a server may run that is given the
-        memory.
+class Memory(Protocol):
+    """What a region registers. The memory stays while something refers to it."""
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+
+    def write(self, tensors: list[Declared], offsets: list[int]) -> None:
+        """Copies tensors that have elements to these bytes. REQUIRES: it is not closed."""
+
+    def registration(self) -> tuple[bytes, list[int]]:
+        """The message, and the descriptors that go with it. Raises OSError once it is closed."""
+
+    def leave(self, connection: socket.socket) -> None:
+        """Ends the connection over which the memory was registered."""
+
+    def close(self) -> None:
+        """It is registered no more."""
+
+
+class HostMemory:
+    """A sealed memfd, zeros at first. Raises OSError where the system has not as much memory.
+
+    mapped: its bytes.
     """
 
-    def __init__(self, size: int, server_uids: Collection[int]) -> None:
-        self._uids = {0, os.geteuid(), *server_uids}
-        self._size = size
-        self._connection: Optional[socket.socket] = None
+    def __init__(self, size: int) -> None:
+        self.size = size
         self._file = -1
         self._file = os.memfd_create("gradclip", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
@@ -64,14 +87,48 @@ class Region:
                 fcntl.F_ADD_SEALS,
                 fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL,
             )
-            self.memory = mmap.mmap(self._file, size)
+            self.mapped = mmap.mmap(self._file, size)
         except BaseException:
             self.close()
             raise
         try:
-            self.memory.madvise(mmap.MADV_HUGEPAGE)
+            self.mapped.madvise(mmap.MADV_HUGEPAGE)
         except (AttributeError, OSError):
             pass  # a system without them
+
+    def write(self, tensors: list[Declared], offsets: list[int]) -> None:
+        memory = memoryview(self.mapped)
+        for one, offset in zip(tensors, offsets):
+            memory[offset : offset + one.nbytes] = one.view
+
+    def registration(self) -> tuple[bytes, list[int]]:
+        return registration(MEMFD, self.size), [self._file]
+
+    def leave(self, connection: socket.socket) -> None:
+        connection.close()
+
+    def close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class Region:
+    """Memory and its registration with the server that was met last.
+
+    Belongs to one thread at a time.
+
+    server_uids: users, beside root and one's own, as whom a server may run that is given the
+        memory.
+    """
+
+    def __init__(self, memory: Memory, server_uids: Collection[int]) -> None:
+        self.memory = memory
+        self._uids = {0, os.geteuid(), *server_uids}
+        self._connection: Optional[socket.socket] = None
         self._token = b""
         self._instance = ""
 
@@ -83,7 +140,7 @@ class Region:
         if (
             self._connection is None
             or self._instance != server.instance
-            or not _is_open(self._connection)
+            or not is_open(self._connection)
         ):
             self.forget()
             self._register(server, _LONGEST if rest is None else min(rest, _LONGEST))
@@ -93,15 +150,13 @@ class Region:
     def forget(self) -> None:
         """Ends the registration: the token is void."""
         if self._connection is not None:
-            self._connection.close()
+            self.memory.leave(self._connection)
             self._connection = None
 
     def close(self) -> None:
         """Ends the registration for good."""
         self.forget()
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+        self.memory.close()
 
     def __del__(self) -> None:
         self.close()
@@ -124,8 +179,10 @@ class Region:
                     f"user {user} listens at {server.memory_socket}; "
                     "name it in server_uids if that is the server's"
                 )
-            request = struct.pack("<8sIHHQQ", b"GRADCLIP", 1, 1, _READ_ONLY, self._size, 0)
-            sent = socket.send_fds(connection, [request], [self._file])
+            request, descriptors = self.memory.registration()
+            sent = 0
+            if descriptors:
+                sent = socket.send_fds(connection, [request], descriptors)
             connection.sendall(request[sent:])
             status, length, token = _ANSWER.unpack(_receive(connection, _ANSWER.size, deadline))
             if status != 0:
@@ -153,7 +210,7 @@ def _receive(connection: socket.socket, size: int, deadline: float) -> bytes:
     return received
 
 
-def _is_open(connection: socket.socket) -> bool:
+def is_open(connection: socket.socket) -> bool:
     """The server sends nothing after its answer, so what can be read is the connection's end."""
     try:
         connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)

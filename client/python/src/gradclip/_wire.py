@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Optional
+from itertools import chain, groupby
+from typing import NamedTuple, Optional
 
 from gradclip import _contract
 from gradclip.tensor import Declared
@@ -13,6 +14,13 @@ from gradclip.tensor import Declared
 _START = b"\x0a"
 _DATA = b"\x12"
 _SHARED = b"\x1a"
+
+
+class Place(NamedTuple):
+    """Where a tensor begins in a registered region, in bytes."""
+
+    token: bytes
+    offset: int
 
 
 def _varint(value: int) -> bytes:
@@ -29,7 +37,25 @@ def start_request(start: bytes, tensors: bytes) -> bytes:
     return b"".join((_START, _varint(len(start) + len(tensors)), tensors, start))
 
 
-def shared_request(token: bytes, offsets: Sequence[int], lengths: Sequence[int]) -> bytes:
+def requests(
+    tensors: Iterable[Declared], places: Iterable[Optional[Place]], message_bytes: int
+) -> Iterator[bytes]:
+    """The requests after the first: the tensors one after another, by their places, or as data
+    where that is None. What devices have of data is copied before this returns.
+    """
+    parts: list[Iterable[bytes]] = []
+    filled = ((one, place) for one, place in zip(tensors, places) if one.nbytes)
+    for token, run in groupby(filled, lambda pair: pair[1] and pair[1].token):
+        pairs = list(run)
+        if token is None:
+            parts.append(data_requests([one.view for one, _ in pairs], message_bytes))
+        else:
+            offsets = [place.offset for _, place in pairs if place]
+            parts.append([_shared_request(token, offsets, [one.nbytes for one, _ in pairs])])
+    return chain.from_iterable(parts)
+
+
+def _shared_request(token: bytes, offsets: Sequence[int], lengths: Sequence[int]) -> bytes:
     """A request with the ranges of a region that are the gradient, in bytes."""
     ranges: bytes = _contract.SharedRanges(
         region=token, offset=offsets, length=lengths
@@ -37,12 +63,11 @@ def shared_request(token: bytes, offsets: Sequence[int], lengths: Sequence[int])
     return b"".join((_SHARED, _varint(len(ranges)), ranges))
 
 
-def data_requests(tensors: Iterable[Declared], message_bytes: int) -> Iterator[bytes]:
-    """The requests of `data`: the tensors one after another, cut into message_bytes and a rest."""
+def data_requests(views: Iterable[memoryview], message_bytes: int) -> Iterator[bytes]:
+    """The requests of `data`: the bytes one after another, cut into message_bytes and a rest."""
     parts: list[memoryview] = []
     size = 0
-    for tensor in tensors:
-        view = tensor.view
+    for view in views:
         begin = 0
         while begin < len(view):
             part = view[begin : begin + message_bytes - size]

@@ -12,8 +12,8 @@ import grpc
 
 from gradclip import _contract, _retry
 from gradclip._servers import Failure, Server, Servers, failure_of
-from gradclip._staging import Staging
-from gradclip._wire import Declarations, data_requests, start_request
+from gradclip._staging import Places, Staging
+from gradclip._wire import Declarations, requests, start_request
 from gradclip.answer import (
     ClipAnswer,
     NormAnswer,
@@ -42,9 +42,7 @@ _REPLIES = {
 }
 
 Answer = TypeVar("Answer")
-# The requests after the first, of a call to this server that may take so many seconds.
-Payload = Callable[[Server, Optional[float]], Iterator[bytes]]
-Tensors = Iterable[Union[Tensor, "ReadableBuffer"]]
+Tensors = Iterable[Union[Tensor, Declared, "ReadableBuffer"]]
 
 
 def connect(
@@ -77,7 +75,8 @@ def connect(
         is not sent gradients of 1 MiB up to so many bytes: they are copied to memory that it reads,
         which is faster. The client keeps that memory, as large as its largest gradient yet; it
         counts against the server's --memory-budget. Where the server refuses it, gradients are
-        sent. 0 always sends.
+        sent. 0 always sends. Of gradclip.torch's CUDA tensors that holds for each device: the
+        memory is on it, beside torch's own, where the server has --allow-cuda-ipc.
 
     Raises ValueError for a wrong argument, OSError where a file of tls can't be read.
     """
@@ -227,12 +226,12 @@ class Client:
         pre_scale: float = 1.0,
         per_tensor: bool = False,
         group: Optional[Group] = None,
-        payload: Optional[Payload] = None,
+        places: Optional[Places] = None,
     ) -> ClipAnswer:
-        """As clip(). payload: makes the requests after the first; by default the tensors' data."""
+        """As clip(). places: says where the server has the tensors already."""
         if reply != "coefficient":
             for index, one in enumerate(declared):
-                if one.view.readonly and one.view.nbytes:
+                if one.view.readonly and one.nbytes:
                     raise ValueError(
                         f'tensor "{one.name or index}" is read only; reply "{reply}" writes to it'
                     )
@@ -269,7 +268,7 @@ class Client:
                 raise Failure(
                     "INTERNAL", "the server ended the call without a result", server.address
                 )
-            expected = sum(len(one.view) for one in declared) if answer.gradient_follows else 0
+            expected = sum(one.nbytes for one in declared) if answer.gradient_follows else 0
             if sum(map(len, clipped)) != expected:
                 raise Failure(
                     "INTERNAL",
@@ -279,7 +278,7 @@ class Client:
             return answer, clipped
 
         answer, clipped = self._stream(
-            declared, start, group, attempt, payload, read_only=reply == "coefficient"
+            declared, start, group, attempt, places, read_only=reply == "coefficient"
         )
         _write(clipped, declared)
         return answer
@@ -330,30 +329,25 @@ class Client:
         start: Any,
         group: Optional[Group],
         call: Callable[[Server, Optional[float], Iterator[bytes], Any, int], Answer],
-        payload: Optional[Payload] = None,
+        places: Optional[Places] = None,
         *,
         read_only: bool = True,
     ) -> Answer:
-        """payload: makes the requests after the first, in place of those of the tensors' data.
+        """places: says where the server has the tensors already.
         read_only: nothing comes back but the answer.
         """
         declarations = self._declarations.serialise(declared)
         deadline = _retry.end_of(self._timeout)
         # Of the group's attempt at hand.
         first, number = b"", 0
+        shared = False  # the last try had tensors that were not sent
 
-        def attempt(server: Server, rest: Optional[float]) -> Answer:
+        def once(server: Server, rest: Optional[float]) -> Answer:
+            nonlocal shared
             begin = time.monotonic()
-            staged = None
-            if payload is not None:
-                then = payload(server, rest)
-            else:
-                staged = stage(server, rest)
-                then = (
-                    data_requests(declared, self._message_bytes)
-                    if staged is None
-                    else iter((staged,))
-                )
+            at = (places or stage)(server, rest)
+            shared = any(at)
+            then = requests(declared, at, self._message_bytes)
             if rest is not None:
                 rest = max(rest - (time.monotonic() - begin), 0.001)
             try:
@@ -361,13 +355,18 @@ class Client:
                 return call(server, rest, chain((first,), then), metadata, number)
             except grpc.RpcError as error:
                 failure = failure_of(error, server.address)
-                is_shared = payload is not None or staged is not None
-                if is_shared and failure.code == "NOT_FOUND":  # it is to be registered anew
+                if shared and failure.code == "NOT_FOUND":  # it is to be registered anew
                     raise Failure("UNAVAILABLE", failure.details, server.address) from None
-                if staged is not None and failure.code == "PERMISSION_DENIED":
-                    # This caller may not share memory, perhaps; the next try sends.
-                    return attempt(server, rest)
                 raise failure from None
+
+        def attempt(server: Server, rest: Optional[float]) -> Answer:
+            try:
+                return once(server, rest)
+            except Failure as failure:
+                if places is not None or not shared or failure.code != "PERMISSION_DENIED":
+                    raise
+            # This caller may not share memory, perhaps; the next try sends.
+            return once(server, rest)
 
         def tries(group: Optional[Group]) -> Answer:
             nonlocal first, number
@@ -383,8 +382,7 @@ class Client:
                 in_group=group is not None,
             )
 
-        stageable = declared if payload is None and read_only else []
-        with self._staging.lend(stageable) as stage:
+        with self._staging.lend(declared, may=places is None and read_only) as stage:
             return _retry.run_step(group, tries, deadline=deadline)
 
 

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import time
+import itertools
 import warnings
 import weakref
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from types import TracebackType
-from typing import Any, Callable, Optional, Union
+from typing import Any, Optional, Union
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 
-from gradclip._region import Refused, Region, Unreachable, lay_out
+from gradclip import _cuda
+from gradclip._region import Refused, Unreachable
 from gradclip._servers import Failure, Server
+from gradclip._shared_part import SharedPart
+from gradclip._staging import Places
 from gradclip._torch_tensors import DTYPES, check, check_compat, clip_by_answer
-from gradclip._wire import data_requests, shared_request
+from gradclip._wire import Place
 from gradclip.client import Client
 from gradclip.default import default_client
 from gradclip.group import Group
-from gradclip.tensor import Tensor as Declaration
-from gradclip.tensor import declare
-
-_ASK_AGAIN_AFTER = 10.0
 
 
 class SharedGradients:
@@ -42,8 +41,16 @@ class SharedGradients:
     not, or does not answer there, gradients are streamed, which is said once by warnings.warn;
     is_shared tells.
 
+    Parameters may be on CUDA devices, on several and beside the host's. The memory is then on each
+    device, from the CUDA driver and not of torch's allocator; the server has to use the GPU, with
+    --allow-cuda-ipc, and gradients of devices whose memory it does not take are copied to the host
+    and streamed. clip_grad_norm_ waits for the current stream of each device before it calls, and
+    gradients must not be written until it returns. Memory of a device is freed with the last
+    gradient in it, once the server has let go; if it has not within 5 s, it stays allocated.
+
     model: a torch.nn.Module, or an iterable of parameters. Those that require gradients are taken,
-        which must be dense, of float16, bfloat16, float32 or float64, and in the host's memory.
+        which must be dense, of float16, bfloat16, float32 or float64, and on the host or on CUDA
+        devices, where they must stay.
     client: of gradclip.connect(), to a unix socket or loopback; by default
         gradclip.default_client().
     require_shared: raise GradClipError, with the reason, instead of streaming.
@@ -65,41 +72,44 @@ class SharedGradients:
         self._parameters = _parameters_of(model)
         for index, one in enumerate(self._parameters):
             if (
-                one.device.type != "cpu"
+                one.device.type not in ("cpu", "cuda")
                 or one.dtype not in DTYPES
                 or one.layout is not torch.strided
             ):
                 raise ValueError(
                     f"parameter #{index} is {one.dtype} on {one.device}, {one.layout}; "
-                    f"it must be dense, on the host, and one of {', '.join(DTYPES.values())}"
+                    f"it must be dense, on the host or a CUDA device, and one of "
+                    f"{', '.join(DTYPES.values())}"
                 )
         self._client = client
         self._require_shared = require_shared
-        self._sizes = [one.numel() * one.element_size() for one in self._parameters]
-        self._offsets, length = lay_out(self._sizes)
-        self._region = Region(length, server_uids)
-        self._views = [self._view(index) for index in range(len(self._parameters))]
-        self._addresses = [view.data_ptr() for view in self._views]
-        self._declared = declare(
-            Declaration(
-                memoryview(self._region.memory)[offset : offset + size],
-                DTYPES[one.dtype],
-                tuple(one.shape),
+        devices = [_cuda.device_of(one) for one in self._parameters]
+        parts = {
+            device: SharedPart(
+                device,
+                [one for one, there in zip(self._parameters, devices) if there == device],
+                server_uids,
             )
-            for one, offset, size in zip(self._parameters, self._offsets, self._sizes)
-        )
+            for device in dict.fromkeys(devices)
+        }
+        self._parts = list(parts.values())
+        # Of each parameter: its part, and which of the part's it is.
+        numbers = {device: itertools.count() for device in parts}
+        self._where = [(parts[device], next(numbers[device])) for device in devices]
+        self._views = [part.view(number) for part, number in self._where]
+        self._addresses = [view.data_ptr() for view in self._views]
+        self._declared = [part.declare(number) for part, number in self._where]
         self._hooks = [
             _give_memory(one, self._views, index) for index, one in enumerate(self._parameters)
         ]
-        self._refused_until = 0.0
-        self._refusal = ""  # of the last call that was not shared
+        self._refusal = ""  # of the last call, where it was not shared
         self._said = ""
         self._shared = False
         self._gather()
 
     @property
     def is_shared(self) -> bool:
-        """Whether the last call went through shared memory."""
+        """Whether all gradients of the last call went through shared memory."""
         return self._shared
 
     def clip_grad_norm_(
@@ -126,7 +136,7 @@ class SharedGradients:
             nonfinite="error" if error_if_nonfinite else "propagate",
             per_tensor=as_torch,
             group=group,
-            payload=self._payload(present, client),
+            places=self._places(present),
         )
         self._say_refusal()
         views = [self._views[index] for index in present]
@@ -137,7 +147,8 @@ class SharedGradients:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-        self._region.close()
+        for part in self._parts:
+            part.close()
 
     def __enter__(self) -> SharedGradients:
         return self
@@ -159,71 +170,49 @@ class SharedGradients:
                 continue
             if grad.data_ptr() != self._addresses[index]:
                 # Also where it is the view itself, and was given other memory (.grad.data = ...).
-                view = self._view(index)
+                part, number = self._where[index]
+                view = part.view(number)
                 view.copy_(grad.detach())
                 self._views[index] = view
             parameter.grad = self._views[index]
             present.append(index)
         return present
 
-    def _view(self, index: int) -> Tensor:
-        """The memory of a parameter's gradient, as a tensor."""
-        one = self._parameters[index]
-        if one.numel() == 0:
-            return torch.zeros_like(one)
-        memory, offset = self._region.memory, self._offsets[index]
-        flat = torch.frombuffer(memory, dtype=one.dtype, count=one.numel(), offset=offset)
-        view: Tensor = flat.view(one.shape)
-        return view
-
-    def _payload(
-        self, present: list[int], client: Client
-    ) -> Callable[[Server, Optional[float]], Iterator[bytes]]:
-        filled = [index for index in present if self._sizes[index]]
+    def _places(self, present: list[int]) -> Places:
         tries = 0
 
-        def requests(server: Server, rest: Optional[float]) -> Iterator[bytes]:
+        def places(server: Server, rest: Optional[float]) -> list[Optional[Place]]:
             nonlocal tries
             tries += 1
-            if tries > 1:  # whatever failed, a new registration is good for
-                self._region.forget()
-            self._shared = False
-            try:
-                token = self._token(server, rest, first=tries == 1)
-            except Refused as refused:
-                if self._require_shared:
-                    gone = tries == 1 and isinstance(refused, Unreachable)
-                    code = "UNAVAILABLE" if gone else "FAILED_PRECONDITION"
-                    raise Failure(
-                        code, f"gradients can't be shared: {refused}", server.address
-                    ) from None
-                self._refusal = str(refused)
-                return data_requests(
-                    [self._declared[index] for index in present], client._message_bytes
-                )
-            self._shared = True
-            if not filled:
-                return iter(())
-            offsets = [self._offsets[index] for index in filled]
-            return iter([shared_request(token, offsets, [self._sizes[index] for index in filled])])
+            tokens: dict[SharedPart, bytes] = {}
+            refusals = []
+            for part in self._parts:
+                if tries > 1:  # whatever failed, a new registration is good for
+                    part.forget()
+                try:
+                    tokens[part] = part.token(
+                        server, rest, first=tries == 1, anew=self._require_shared
+                    )
+                except Refused as refused:
+                    if self._require_shared:
+                        gone = tries == 1 and isinstance(refused, Unreachable)
+                        code = "UNAVAILABLE" if gone else "FAILED_PRECONDITION"
+                        raise Failure(
+                            code, f"gradients can't be shared: {refused}", server.address
+                        ) from None
+                    refusals.append(str(refused))
+            self._shared = not refusals
+            self._refusal = "; ".join(dict.fromkeys(refusals))
+            return [
+                Place(tokens[part], part.offsets[number]) if part in tokens else None
+                for part, number in (self._where[index] for index in present)
+            ]
 
-        return requests
-
-    def _token(self, server: Server, rest: Optional[float], first: bool) -> bytes:
-        """A refusal stands for a while; but where a server may be gone, its successor is asked."""
-        now = time.monotonic()
-        if now < self._refused_until and not self._require_shared:
-            raise Refused(self._refusal)
-        try:
-            return self._region.token(server, rest)
-        except Refused as refused:
-            if not (first and isinstance(refused, Unreachable)):
-                self._refused_until = now + _ASK_AGAIN_AFTER
-            raise
+        return places
 
     def _say_refusal(self) -> None:
         """Warns of a call that was streamed, once for each reason."""
-        said, self._said = self._said, "" if self._shared else self._refusal
+        said, self._said = self._said, self._refusal
         if self._said not in ("", said):
             warnings.warn(
                 f"gradients are streamed to the server, not shared: {self._said}", stacklevel=3

@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Optional, Union
+from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
 from gradclip import _contract
 
@@ -47,22 +47,43 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Declared:
-    """A tensor that was checked: what start declares, and its bytes."""
+    """A tensor that was checked: what start declares, and its bytes.
+
+    read: gives the bytes in the host's memory: where they are, or a copy of what a device has.
+    device: the CUDA device that has them, as torch numbers it; None for the host.
+    tensor: torch's, on the device.
+    """
 
     name: str
     dtype: int
     shape: tuple[int, ...]
     replica: bool
-    view: memoryview  # of single bytes
+    nbytes: int
+    read: Callable[[], memoryview]
+    device: Optional[int] = None
+    tensor: Any = None
+
+    @property
+    def view(self) -> memoryview:
+        """Single bytes, in the host's memory."""
+        return self.read()
 
 
-def declare(tensors: Iterable[Union[Tensor, ReadableBuffer]]) -> list[Declared]:
+def number_of(dtype: str) -> int:
+    """The contract's number of a dtype that there is."""
+    return _DTYPES[dtype][0]
+
+
+def declare(tensors: Iterable[Union[Tensor, Declared, ReadableBuffer]]) -> list[Declared]:
     """Checks tensors. Raises ValueError, or TypeError for what is no buffer, naming the tensor."""
     if sys.byteorder != "little":
         raise RuntimeError("gradclip sends memory as it is, which takes a little-endian machine")
     if isinstance(tensors, (Tensor, bytes, bytearray, memoryview)):
         raise TypeError("tensors is one tensor or buffer; calls take several: put it into a list")
-    return [_declare_one(tensor, index) for index, tensor in enumerate(tensors)]
+    return [
+        one if isinstance(one, Declared) else _declare_one(one, index)
+        for index, one in enumerate(tensors)
+    ]
 
 
 def _declare_one(given: Union[Tensor, ReadableBuffer], index: int) -> Declared:
@@ -103,13 +124,8 @@ def _declare_one(given: Union[Tensor, ReadableBuffer], index: int) -> Declared:
             f"{who}: shape {list(shape)} of {dtype} is {math.prod(shape) * size} bytes, "
             f"and the buffer has {view.nbytes}"
         )
-    return Declared(
-        tensor.name,
-        number,
-        shape,
-        tensor.replica,
-        view.cast("B") if view.nbytes else memoryview(b""),
-    )
+    single = view.cast("B") if view.nbytes else memoryview(b"")
+    return Declared(tensor.name, number, shape, tensor.replica, view.nbytes, lambda: single)
 
 
 def beyond_float32(coefficient: float) -> bool:

@@ -22,7 +22,11 @@ units in the last place, but 2-norms of bfloat16 hardly ever, as torch sums them
 overflows in torch then overflows, and what torch can't do (float16 on the CPU, in some versions) is
 a RuntimeError.
 
-Tensors on other devices are copied to the host to be sent, and multiplied where they are.
+Tensors may be of any mix of dtypes and devices; each is multiplied where it is. A server on this
+host that uses the GPU, with --allow-cuda-ipc, measures those of CUDA there: they are copied on the
+device, to memory that the client has from the CUDA driver and the server opens, once this thread's
+current stream has done what is queued. Where that can't be, and from all other devices, they are
+copied to the host.
 """
 
 from __future__ import annotations
