@@ -75,7 +75,7 @@ TEST_F(MemoryLinkTest, HandsTheMemoryOver) {
   EXPECT_EQ(region.registration.kind, 1u);
   EXPECT_EQ(region.registration.flags, 0u);
   EXPECT_EQ(region.registration.length, 5000u);
-  EXPECT_EQ(region.registration.zero, 0u);
+  EXPECT_EQ(region.registration.offset, 0u);
   EXPECT_EQ(region.token, (*link)->token());
   EXPECT_EQ(region.data[4999], std::byte{7});
 }
