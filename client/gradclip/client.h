@@ -8,7 +8,8 @@
 //   absl::StatusOr<gradclip::ClipAnswer> answer = client.Clip(gradient, options);
 //
 // Client is thread-safe; calls may run at once. Everything else is a value type. A gradient on the
-// server's own host need not move at all: see SharedGradient in shared_gradient.h.
+// server's own host need not move at all: see SharedGradient in shared_gradient.h, and CudaGradient
+// in cuda_gradient.h for memory of a GPU.
 #ifndef GRADCLIP_CLIENT_H_
 #define GRADCLIP_CLIENT_H_
 
@@ -230,6 +231,7 @@ class Client {
   absl::Status CheckHealth(const CallOptions& call = {});
 
  private:
+  friend class CudaGradient;
   friend class SharedGradient;
   const std::unique_ptr<ClientCore> core_;
 };

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <iterator>
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
@@ -62,10 +63,14 @@ absl::Status Receive(int socket, std::span<std::byte> bytes, absl::Time deadline
   return absl::OkStatus();
 }
 
-absl::Status Send(int socket, const MemoryLink::Memory& memory) {
-  Registration registration;
-  registration.magic = Registration::Magic();
-  registration.flags = memory.read_only ? Registration::kReadOnly : 0;
+// The first bytes on a new connection: all of them find room.
+absl::Status SendAll(int socket, const msghdr& message, size_t bytes) {
+  const ssize_t sent = sendmsg(socket, &message, MSG_NOSIGNAL);
+  if (sent == static_cast<ssize_t>(bytes)) return absl::OkStatus();
+  return Failed("can't send the registration", sent < 0 ? errno : EAGAIN);
+}
+
+absl::Status Send(int socket, const MemoryLink::Memfd& memory, Registration registration) {
   registration.length = memory.bytes;
   auto bytes = ToBytes(registration);
   iovec part = {bytes.data(), bytes.size()};
@@ -79,11 +84,21 @@ absl::Status Send(int socket, const MemoryLink::Memory& memory) {
   header->cmsg_level = SOL_SOCKET;
   header->cmsg_type = SCM_RIGHTS;
   header->cmsg_len = CMSG_LEN(sizeof(int));
-  std::memcpy(CMSG_DATA(header), &memory.memfd, sizeof(int));
-  // The first bytes on a new connection: all of them find room.
-  const ssize_t sent = sendmsg(socket, &message, MSG_NOSIGNAL);
-  if (sent == static_cast<ssize_t>(bytes.size())) return absl::OkStatus();
-  return Failed("can't send the registration", sent < 0 ? errno : EAGAIN);
+  std::memcpy(CMSG_DATA(header), &memory.descriptor, sizeof(int));
+  return SendAll(socket, message, bytes.size());
+}
+
+absl::Status Send(int socket, const CudaMemory& memory, Registration registration) {
+  registration.kind = Registration::kCudaMemory;
+  registration.length = memory.bytes;
+  registration.offset = memory.offset;
+  auto bytes = ToBytes(registration);
+  auto allocation = ToBytes(CudaAllocation{.uuid = memory.uuid, .handle = memory.handle});
+  iovec parts[] = {{bytes.data(), bytes.size()}, {allocation.data(), allocation.size()}};
+  msghdr message = {};
+  message.msg_iov = parts;
+  message.msg_iovlen = std::size(parts);
+  return SendAll(socket, message, bytes.size() + allocation.size());
 }
 
 absl::Status Connect(int socket, const std::string& path, absl::Time deadline) {
@@ -118,8 +133,7 @@ absl::Status CheckPeer(int socket, std::span<const uid_t> trusted) {
   }
   return absl::PermissionDeniedError(
       absl::StrFormat("it is of user %d, and memory is handed to users %d and 0 only; if that is "
-                      "the server's user, "
-                      "add it to SharedGradientOptions::server_uids (--server-uids)",
+                      "the server's user, add it to server_uids of the options (--server-uids)",
                       peer.uid, geteuid()));
 }
 
@@ -127,11 +141,12 @@ absl::Status CheckPeer(int socket, std::span<const uid_t> trusted) {
 
 absl::StatusOr<std::unique_ptr<MemoryLink>> MemoryLink::Register(const std::string& path,
                                                                  const Memory& memory,
+                                                                 bool read_only,
                                                                  std::span<const uid_t> trusted,
                                                                  absl::Time deadline) {
   const int opened = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
   if (opened < 0) return Failed("can't open a socket", errno);
-  std::unique_ptr<MemoryLink> link(new MemoryLink(opened, memory.read_only));
+  std::unique_ptr<MemoryLink> link(new MemoryLink(opened, read_only));
   absl::Status status = Connect(opened, path, deadline);
   if (status.ok()) status = CheckPeer(opened, trusted);
   if (status.ok()) status = link->Exchange(memory, deadline);
@@ -143,8 +158,12 @@ absl::StatusOr<std::unique_ptr<MemoryLink>> MemoryLink::Register(const std::stri
 }
 
 absl::Status MemoryLink::Exchange(const Memory& memory, absl::Time deadline) {
+  Registration registration;
+  registration.magic = Registration::Magic();
+  registration.flags = read_only_ ? Registration::kReadOnly : 0;
   // Whom a server does not let in it tells so without reading, and closes: sending may then fail.
-  const absl::Status sent = Send(socket_, memory);
+  const absl::Status sent =
+      std::visit([&](const auto& handed) { return Send(socket_, handed, registration); }, memory);
   std::array<std::byte, RegistrationAnswer::kBytes> bytes;
   const absl::Status answered =
       sent.ok() ? Receive(socket_, bytes, deadline) : Receive(socket_, bytes, absl::InfinitePast());
@@ -179,9 +198,13 @@ bool MemoryLink::Alive() const {
   return got < 0 && (errno == EAGAIN || errno == EINTR);
 }
 
+void MemoryLink::GiveUp() {
+  shutdown(socket_, SHUT_WR);
+}
+
 bool MemoryLink::Release(absl::Duration patience) {
   const absl::Time deadline = absl::Now() + patience;
-  shutdown(socket_, SHUT_WR);
+  GiveUp();
   while (AwaitReadable(socket_, deadline)) {
     char bytes[256];
     const ssize_t got = recv(socket_, bytes, sizeof(bytes), MSG_DONTWAIT);

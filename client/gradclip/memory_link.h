@@ -1,6 +1,6 @@
-// A connection to a server's memory socket over which one memfd is registered; the server's
-// PROTOCOL.md has the form of it. The region lives at the server as long as this does. Belongs to
-// one thread.
+// A connection to a server's memory socket over which one piece of memory is registered; the
+// server's PROTOCOL.md has the form of it. The region lives at the server as long as this does.
+// Belongs to one thread.
 #ifndef GRADCLIP_CLIENT_GRADCLIP_MEMORY_LINK_H_
 #define GRADCLIP_CLIENT_GRADCLIP_MEMORY_LINK_H_
 
@@ -9,29 +9,31 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <variant>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "gradclip/cuda_gradient.h"
 #include "server/shm/registration.h"
 
 namespace gradclip {
 
 class MemoryLink {
  public:
-  struct Memory {
-    int memfd = -1;
+  struct Memfd {
+    int descriptor = -1;
     uint64_t bytes = 0;
-    bool read_only = false;  // the server may not write
   };
+  using Memory = std::variant<Memfd, CudaMemory>;
 
-  // Registers `memory` at the unix socket `path`. It is handed to nobody but a process of this
-  // user, of root or of `trusted`: whoever listens gets the memory. UNAVAILABLE where nobody
-  // listens there, PERMISSION_DENIED where it is a stranger or the file system forbids it, INTERNAL
-  // where the answer is not the protocol's, DEADLINE_EXCEEDED at the deadline; else the server's
-  // own status.
+  // Registers `memory` at the unix socket `path`; read_only: the server may not write. It is handed
+  // to nobody but a process of this user, of root or of `trusted`: whoever listens gets the memory.
+  // UNAVAILABLE where nobody listens there, PERMISSION_DENIED where it is a stranger or the file
+  // system forbids it, INTERNAL where the answer is not the protocol's, DEADLINE_EXCEEDED at the
+  // deadline; else the server's own status.
   static absl::StatusOr<std::unique_ptr<MemoryLink>> Register(const std::string& path,
-                                                              const Memory& memory,
+                                                              const Memory& memory, bool read_only,
                                                               std::span<const uid_t> trusted,
                                                               absl::Time deadline);
   ~MemoryLink();
@@ -44,8 +46,10 @@ class MemoryLink {
   // False once the server has closed it: then the region is gone.
   bool Alive() const;
 
-  // Gives the region up and waits until the server has closed its end, which it does once no call
-  // uses the region any more. False where it has not after `patience`.
+  // Gives the region up: no later call can use it.
+  void GiveUp();
+  // The same, and waits until the server has closed its end, which it does once no call uses the
+  // region any more. False where it has not after `patience`.
   bool Release(absl::Duration patience);
 
  private:

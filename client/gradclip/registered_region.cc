@@ -7,8 +7,9 @@
 
 namespace gradclip {
 
-RegisteredRegion::RegisteredRegion(const SharedMemory& memory, std::vector<SharedRange> ranges,
-                                   std::vector<uid_t> trusted, absl::Duration ask_again_after)
+RegisteredRegion::RegisteredRegion(const MemoryLink::Memory& memory,
+                                   std::vector<SharedRange> ranges, std::vector<uid_t> trusted,
+                                   absl::Duration ask_again_after)
     : memory_(memory),
       ranges_(std::move(ranges)),
       trusted_(std::move(trusted)),
@@ -20,7 +21,7 @@ absl::StatusOr<bool> RegisteredRegion::Ensure(Connection& connection, bool writa
   fresh_ = false;
   const bool same = link_ != nullptr && server_ == connection.address();
   if (same && link_->Alive() && !(writable_ && link_->read_only())) return true;
-  link_.reset();
+  Forget();
   if (Refused()) return false;
   server_ = connection.address();
   const absl::StatusOr<ServerInfo> info = AskServerInfo(connection, {deadline});
@@ -29,9 +30,8 @@ absl::StatusOr<bool> RegisteredRegion::Ensure(Connection& connection, bool writa
     return Refuse(absl::FailedPreconditionError(
         "it has no memory socket (--memory-socket=PATH there makes one)"));
   }
-  auto registered = MemoryLink::Register(
-      info->memory_socket, {memory_.memfd(), memory_.size(), /*read_only=*/!writable_}, trusted_,
-      deadline);
+  auto registered = MemoryLink::Register(info->memory_socket, memory_, /*read_only=*/!writable_,
+                                         trusted_, deadline);
   if (!registered.ok()) {
     const absl::Status& status = registered.status();
     if (absl::IsDeadlineExceeded(status) && absl::Now() >= deadline) return status;
@@ -45,7 +45,7 @@ absl::StatusOr<bool> RegisteredRegion::Ensure(Connection& connection, bool writa
 }
 
 bool RegisteredRegion::Forgotten() {
-  link_.reset();
+  Forget();
   if (!fresh_) return true;
   Refuse(absl::NotFoundError(
       "it does not know what was registered a moment before at its memory socket's path: another "
@@ -57,11 +57,18 @@ bool RegisteredRegion::Refused() const {
   return !refusal_.ok() && absl::Now() < ask_again_;
 }
 
+void RegisteredRegion::Forget() {
+  std::erase_if(given_up_, [](const auto& link) { return !link->Alive(); });
+  if (link_ == nullptr) return;
+  link_->GiveUp();
+  given_up_.push_back(std::move(link_));
+}
+
 bool RegisteredRegion::Release(absl::Duration patience) {
-  if (link_ == nullptr) return true;
-  const bool released = link_->Release(patience);
-  link_.reset();
-  return released;
+  const absl::Time deadline = absl::Now() + patience;
+  Forget();
+  std::erase_if(given_up_, [&](const auto& link) { return link->Release(deadline - absl::Now()); });
+  return given_up_.empty();
 }
 
 bool RegisteredRegion::Refuse(absl::Status why) {

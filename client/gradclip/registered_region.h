@@ -16,16 +16,15 @@
 #include "client/gradclip/connection.h"
 #include "client/gradclip/memory_link.h"
 #include "client/gradclip/shared_layout.h"
-#include "client/gradclip/shared_memory.h"
 #include "client/gradclip/shared_ranges.h"
 
 namespace gradclip {
 
 class RegisteredRegion {
  public:
-  // `memory` must outlive it; `ranges` are the gradient's in it. trusted: as of
+  // What `memory` names must outlive it; `ranges` are the gradient's in it. trusted: as of
   // MemoryLink::Register. A refusal stands for `ask_again_after`.
-  RegisteredRegion(const SharedMemory& memory, std::vector<SharedRange> ranges,
+  RegisteredRegion(const MemoryLink::Memory& memory, std::vector<SharedRange> ranges,
                    std::vector<uid_t> trusted, absl::Duration ask_again_after);
 
   // Registers the memory with the server of `connection` where it is not; for writing where
@@ -38,14 +37,15 @@ class RegisteredRegion {
   bool Forgotten();
 
   // Gives the region up: the next call registers anew.
-  void Forget() { link_.reset(); }
+  void Forget();
 
   // Whether a refusal stands, so that no call need ask.
   bool Refused() const;
   const absl::Status& refusal() const { return refusal_; }
   const std::string& refused_by() const { return server_; }  // its address
 
-  // Forget(), and waits until no call uses the region; false where one may after `patience`.
+  // Forget(), and waits until no call uses this region, nor one that was given up before; false
+  // where one may after `patience`.
   bool Release(absl::Duration patience);
 
   // What a call sends. REQUIRES: Ensure() was true.
@@ -54,7 +54,7 @@ class RegisteredRegion {
  private:
   bool Refuse(absl::Status why);
 
-  const SharedMemory& memory_;
+  const MemoryLink::Memory memory_;
   const std::vector<SharedRange> ranges_;
   const std::vector<uid_t> trusted_;
   const absl::Duration ask_again_after_;
@@ -62,6 +62,8 @@ class RegisteredRegion {
   bool fresh_ = false;     // registered for this call
   std::string server_;     // the address of the server that link_, or refusal_, is of
   std::unique_ptr<MemoryLink> link_;
+  // Of regions that were given up, as long as a call that has timed out here may use them there.
+  std::vector<std::unique_ptr<MemoryLink>> given_up_;
   std::vector<RangesMessage> messages_;
   absl::Status refusal_;  // OK: none stands
   absl::Time ask_again_;

@@ -17,9 +17,6 @@
 namespace gradclip {
 namespace {
 
-// What kFastest stands for.
-constexpr ReplyMode kFastestShared = ReplyMode::kCoefficient;
-
 // How long a server may take to let go of memory in which it clipped when the call failed: it does
 // so between two pieces of work.
 constexpr absl::Duration kReleaseTimeout = absl::Seconds(5);
@@ -55,6 +52,18 @@ absl::Status DataLoss(const absl::Status& cause, bool released) {
       absl::StatusCodeToString(cause.code()), ": ", cause.message(), ")"));
 }
 
+// Null where it is not in this process, or there is none.
+std::byte* DataOf(const SharedCalls::Memory& memory) {
+  const auto* const mapped = std::get_if<SharedMemory>(&memory);
+  return mapped == nullptr ? nullptr : mapped->data();
+}
+
+MemoryLink::Memory HandedOver(const SharedCalls::Memory& memory) {
+  const auto* const mapped = std::get_if<SharedMemory>(&memory);
+  if (mapped == nullptr) return std::get<CudaMemory>(memory);
+  return MemoryLink::Memfd{mapped->memfd(), mapped->size()};
+}
+
 std::vector<Tensor> PlaceTensors(std::span<const Tensor> tensors, std::span<const uint64_t> offsets,
                                  std::byte* memory) {
   std::vector<Tensor> placed(tensors.begin(), tensors.end());
@@ -67,17 +76,17 @@ std::vector<Tensor> PlaceTensors(std::span<const Tensor> tensors, std::span<cons
 }  // namespace
 
 SharedCalls::SharedCalls(Client& client, ClientCore& core,
-                         std::shared_ptr<const Declaration> declaration, SharedMemory memory,
+                         std::shared_ptr<const Declaration> declaration, Memory memory,
                          std::span<const Tensor> tensors, std::span<const uint64_t> offsets,
                          SharedGradientOptions options)
     : client_(client),
       core_(core),
       declaration_(std::move(declaration)),
       memory_(std::move(memory)),
-      tensors_(PlaceTensors(tensors, offsets, memory_.data())),
-      runs_(Runs(tensors_)),
+      tensors_(PlaceTensors(tensors, offsets, DataOf(memory_))),
+      runs_(mapped() ? Runs(tensors_) : std::vector<Tensor>()),
       options_(std::move(options)),
-      region_(memory_, RangesOf(tensors_, offsets), options_.server_uids,
+      region_(HandedOver(memory_), RangesOf(tensors_, offsets), options_.server_uids,
               options_.ask_again_after) {}
 
 grpc::ByteBuffer SharedCalls::Start(const grpc::Slice& options, const grpc::Slice& group) const {
@@ -172,9 +181,11 @@ absl::StatusOr<NormAnswer> SharedCalls::ComputeNorm(const NormOptions& options,
 absl::StatusOr<ClipAnswer> SharedCalls::Clip(const ClipOptions& options, const CallOptions& call) {
   const absl::Time deadline = DeadlineOf(call);
   if (absl::Status checked = CheckOptions(options, call); !checked.ok()) return checked;
-  const ClipOptions chosen = WithReplyChosen(options, kFastestShared);
+  const ClipOptions chosen =
+      WithReplyChosen(options, mapped() ? ReplyMode::kCoefficient : ReplyMode::kGradientIfChanged);
   const bool in_place = chosen.reply != ReplyMode::kCoefficient;
-  if (!in_place && !core_.backend().ok()) return core_.backend().status();
+  const bool scales_itself = !in_place && mapped();
+  if (scales_itself && !core_.backend().ok()) return core_.backend().status();
   const grpc::Slice start_options = SerialiseStartOptions(chosen);
   ClipAnswer answer;
   GroupTries tries(core_, call);
@@ -203,7 +214,7 @@ absl::StatusOr<ClipAnswer> SharedCalls::Clip(const ClipOptions& options, const C
   }
   warned_ = false;
   answer.norm.attempt = tries.attempt();
-  if (!in_place) {
+  if (scales_itself) {
     ApplyCoefficient(**core_.backend(), runs_, answer.coefficient, answer.skipped);
   }
   if (call.progress) call.progress(declaration_->gradient_bytes(), declaration_->gradient_bytes());

@@ -23,26 +23,6 @@ void Declare(std::span<const Tensor> tensors, Start& start) {
   }
 }
 
-// The bits of a sign and a fraction, and those of the exponent of [0.5, 1), all over a word.
-struct Pattern {
-  uint64_t random;
-  uint64_t fixed;
-};
-
-Pattern PatternOf(DType dtype) {
-  switch (dtype) {
-    case DType::kFloat32:
-      return {0x807fffff'807fffff, 0x3f000000'3f000000};
-    case DType::kFloat16:
-      return {0x83ff83ff'83ff83ff, 0x38003800'38003800};
-    case DType::kBFloat16:
-      return {0x807f807f'807f807f, 0x3f003f00'3f003f00};
-    case DType::kFloat64:
-      return {0x800fffff'ffffffff, 0x3fe00000'00000000};
-  }
-  return {};
-}
-
 }  // namespace
 
 Pages::Pages(uint64_t bytes) : size_(bytes) {
@@ -54,19 +34,6 @@ Pages::Pages(uint64_t bytes) : size_(bytes) {
 
 void Pages::Free::operator()(std::byte* memory) const {
   std::free(memory);
-}
-
-void FillElements(DType dtype, std::span<std::byte> bytes) {
-  const Pattern pattern = PatternOf(dtype);
-  uint64_t state = 1;
-  for (size_t at = 0; at < bytes.size(); at += sizeof(uint64_t)) {
-    // SplitMix64 (Steele, Lea and Flood, 2014).
-    uint64_t word = state += 0x9e3779b97f4a7c15;
-    word = (word ^ word >> 30) * 0xbf58476d1ce4e5b9;
-    word = (word ^ word >> 27) * 0x94d049bb133111eb;
-    word = ((word ^ word >> 31) & pattern.random) | pattern.fixed;
-    std::memcpy(bytes.data() + at, &word, sizeof word);
-  }
 }
 
 Gradient::Gradient(const std::vector<std::vector<int64_t>>& shapes) {

@@ -14,6 +14,7 @@
 
 #include "gradclip/client.h"
 #include "gradclip/v1/gradclip.pb.h"
+#include "tests/bench/elements.h"
 
 namespace gradclip::bench {
 
@@ -31,9 +32,6 @@ class Pages {
   std::unique_ptr<std::byte, Free> memory_;
   size_t size_;
 };
-
-// Random elements of magnitude [0.5, 1) and either sign. REQUIRES: bytes.size() is a multiple of 8.
-void FillElements(DType dtype, std::span<std::byte> bytes);
 
 // An F32 gradient whose tensors stand one after another in memory.
 class Gradient {

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <csignal>
 #include <cstdlib>
-#include <fstream>
 #include <iostream>
 #include <string>
 #include <vector>
@@ -52,17 +51,6 @@ absl::Status RunSections(const Settings& settings, const std::vector<std::string
   return absl::OkStatus();
 }
 
-absl::Status WriteJson(const Report& report, const std::string& path) {
-  if (path == "-") {
-    std::cout << report.json().dump(2) << std::endl;
-    return absl::OkStatus();
-  }
-  std::ofstream file(path);
-  file << report.json().dump(2) << std::endl;
-  if (!file) return absl::UnavailableError("cannot write " + path);
-  return absl::OkStatus();
-}
-
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -104,7 +92,7 @@ int main(int argc, char** argv) {
   Report report(json == "-" ? nullptr : &std::cout);
   if (absl::Status run = RunSections(settings, only, report); !run.ok()) return Fail(run);
   if (!json.empty()) {
-    if (absl::Status written = WriteJson(report, json); !written.ok()) return Fail(written);
+    if (absl::Status written = report.WriteJson(json); !written.ok()) return Fail(written);
   }
   return 0;
 }

@@ -1,6 +1,7 @@
 #include "tests/bench/report.h"
 
 #include <fstream>
+#include <iostream>
 #include <thread>
 
 #include "absl/strings/str_format.h"
@@ -78,6 +79,17 @@ void Report::Add(const Row& row) {
 void Report::Note(std::string_view sentence) {
   json_["sections"].back()["notes"].push_back(sentence);
   if (table_ != nullptr) *table_ << sentence << "\n" << std::flush;
+}
+
+absl::Status Report::WriteJson(const std::string& path) const {
+  if (path == "-") {
+    std::cout << json_.dump(2) << std::endl;
+    return absl::OkStatus();
+  }
+  std::ofstream file(path);
+  file << json_.dump(2) << std::endl;
+  if (!file) return absl::UnavailableError("cannot write " + path);
+  return absl::OkStatus();
 }
 
 }  // namespace gradclip::bench

@@ -8,6 +8,8 @@
 #include <string>
 #include <string_view>
 
+#include "absl/status/status.h"
+
 namespace gradclip::bench {
 
 // What a ratio has to be.
@@ -50,6 +52,8 @@ class Report {
 
   // {"machine": {...}, "sections": [{"name", "about", "rows": [...], "notes": [...]}]}
   const nlohmann::ordered_json& json() const { return json_; }
+  // To a file; "-" is standard output.
+  absl::Status WriteJson(const std::string& path) const;
 
  private:
   std::ostream* const table_;

@@ -29,19 +29,6 @@ std::vector<Tensor> Declared(DType dtype, const std::vector<std::vector<int64_t>
   return tensors;
 }
 
-std::vector<std::vector<int64_t>> Gpt2Shapes() {
-  std::vector<std::vector<int64_t>> shapes = {{50257, 768}, {1024, 768}};
-  for (int block = 0; block < 12; ++block) {
-    const std::vector<std::vector<int64_t>> layer = {{768},       {768},  {768, 2304}, {2304},
-                                                     {768, 768},  {768},  {768},       {768},
-                                                     {768, 3072}, {3072}, {3072, 768}, {768}};
-    shapes.insert(shapes.end(), layer.begin(), layer.end());
-  }
-  shapes.push_back({768});
-  shapes.push_back({768});
-  return shapes;
-}
-
 // One gradient in shared memory, clipped or measured again and again, over a unix socket.
 class SharedClipper {
  public:

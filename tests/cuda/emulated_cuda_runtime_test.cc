@@ -134,6 +134,28 @@ TEST_F(EmulatedStreams, QueriesMakeProgress) {
   EXPECT_EQ(cudaStreamQuery(stream_), cudaSuccess);
 }
 
+TEST_F(EmulatedStreams, EventsTellTheTimeBetweenThem) {
+  auto* const device = OnDevice(std::vector<unsigned>(kCount));
+  cudaEvent_t begin = nullptr;
+  cudaEvent_t end = nullptr;
+  ASSERT_EQ(cudaEventCreate(&begin), cudaSuccess);
+  ASSERT_EQ(cudaEventCreate(&end), cudaSuccess);
+  float milliseconds = -1;
+  ASSERT_EQ(cudaEventRecord(begin, stream_), cudaSuccess);
+  EXPECT_EQ(cudaEventElapsedTime(&milliseconds, begin, end), cudaErrorInvalidResourceHandle);
+  ASSERT_EQ(LaunchAdd(stream_, device, kCount, 1), cudaSuccess);
+  ASSERT_EQ(cudaEventRecord(end, stream_), cudaSuccess);
+  EXPECT_EQ(cudaEventElapsedTime(&milliseconds, begin, end), cudaErrorNotReady);
+  ASSERT_EQ(cudaEventSynchronize(end), cudaSuccess);
+  EXPECT_EQ(cudaEventElapsedTime(&milliseconds, begin, end), cudaSuccess);
+  EXPECT_GT(milliseconds, 0);
+  cudaEvent_t untimed = nullptr;
+  ASSERT_EQ(cudaEventCreateWithFlags(&untimed, cudaEventDisableTiming), cudaSuccess);
+  ASSERT_EQ(cudaEventRecord(untimed, stream_), cudaSuccess);
+  ASSERT_EQ(cudaEventSynchronize(untimed), cudaSuccess);
+  EXPECT_EQ(cudaEventElapsedTime(&milliseconds, begin, untimed), cudaErrorInvalidResourceHandle);
+}
+
 TEST_F(EmulatedStreams, DefaultStreamWaitsForBlockingStreamsAlone) {
   cudaStream_t blocking = nullptr;
   ASSERT_EQ(cudaStreamCreate(&blocking), cudaSuccess);

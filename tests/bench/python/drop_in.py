@@ -11,70 +11,30 @@ PyTorch's threads are as many as its own function is fastest with.
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import datetime
 import importlib.util
 import itertools
 import os
-import pathlib
-import statistics
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Iterator
-from typing import Any, Callable, Optional
+from typing import Any
 
 import gradclip
 import torch
+from common import (
+    CLIPS_NOTHING,
+    DTYPES,
+    GPT2,
+    TINY,
+    Clip,
+    arguments,
+    measure,
+    parameters_of,
+    print_head,
+    print_row,
+    seconds_of,
+    server,
+)
 from gradclip.torch import SharedGradients, clip_grad_norm_
 
-BUILT = pathlib.Path(__file__).resolve().parents[3] / "build/release/bin"
-PROGRAM = pathlib.Path(os.environ.get("GRADCLIP_BIN_DIR", BUILT)) / "gradclip-server"
-
-LAYER = [(768,), (768,), (768, 2304), (2304,), (768, 768), (768,), (768,), (768,)]
-LAYER += [(768, 3072), (3072,), (3072, 768), (768,)]
-GPT2 = [(50257, 768), (1024, 768), *LAYER * 12, (768,), (768,)]
-TINY = [(64, 48), (48,), (7,)]
-
-DTYPES = {"F32": "float32", "BF16": "bfloat16"}
-CLIPS_NOTHING = 1e30
-# A limit is so much of the one before, which the clipping before has left as the norm.
-CLIPS = 0.99
 GOALS = {"clipped": 1.0, "not clipped": 1.8}
-
-Clip = Callable[[float], object]
-
-
-@contextlib.contextmanager
-def server() -> Iterator[str]:
-    """A server of one's own: its address."""
-    with tempfile.TemporaryDirectory() as folder:
-        flags = [f"--listen=unix:{folder}/server.sock", f"--memory-socket={folder}/memory.sock"]
-        process = subprocess.Popen(
-            [PROGRAM, *flags, "--log-level=error"], stdout=subprocess.PIPE, text=True
-        )
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            if not line.startswith("listening on "):
-                raise RuntimeError(f"{PROGRAM} did not start: {line!r}")
-            yield line.split()[-1]
-        finally:
-            process.terminate()
-            process.wait()
-
-
-def parameters_of(shapes: list[tuple[int, ...]], dtype: str) -> list[torch.nn.Parameter]:
-    """Parameters with a gradient each, of uniform random numbers."""
-    torch.manual_seed(0)
-    made = []
-    for shape in shapes:
-        one = torch.nn.Parameter(torch.empty(shape, dtype=getattr(torch, dtype)))
-        one.grad = torch.rand(shape).to(one.dtype)
-        made.append(one)
-    return made
 
 
 def has_optax() -> bool:
@@ -101,12 +61,6 @@ def optax_clip(shapes: list[tuple[int, ...]], dtype: str) -> Clip:
     return clip
 
 
-def seconds_of(clip: Clip, max_norm: float) -> float:
-    begin = time.perf_counter()
-    clip(max_norm)
-    return time.perf_counter() - begin
-
-
 def use_fastest_threads(clip: Clip) -> int:
     """How many threads PyTorch has from now on."""
     took = []
@@ -116,34 +70,6 @@ def use_fastest_threads(clip: Clip) -> int:
     fastest = min(took)[1]
     torch.set_num_threads(fastest)
     return fastest
-
-
-def measure(ways: dict[str, Clip], rounds: int, norm: Optional[float]) -> dict[str, list[float]]:
-    """Seconds of each way, round by round, after one that does not count.
-
-    norm: of each way's gradient, which is then clipped; None to clip nothing.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    names = list(ways)
-    for index in range(rounds + 1):
-        limit = CLIPS_NOTHING
-        if norm is not None:
-            norm = limit = norm * CLIPS
-        for name in names[index % len(names) :] + names[: index % len(names)]:
-            took = seconds_of(ways[name], limit)
-            if index > 0:
-                seconds[name].append(took)
-    return seconds
-
-
-def print_row(
-    what: str, ours: list[float], limit: list[float], gigabytes: float, goal: Optional[float]
-) -> None:
-    ratio = statistics.median(b / a for a, b in zip(ours, limit))
-    rates = [f"{gigabytes / statistics.median(one):.2f} GB/s" for one in (ours, limit)]
-    wanted = "" if goal is None else f">= {goal:.2f}"
-    met = "" if goal is None else "yes" if ratio >= goal else "NO"
-    print(f"{what:66} {rates[0]:>12} {rates[1]:>12} {ratio:7.3f} {wanted:>8}  {met}", flush=True)
 
 
 def compare(what: str, shapes: list[tuple[int, ...]], dtype: str, rounds: int, server: str) -> None:
@@ -177,20 +103,11 @@ def compare(what: str, shapes: list[tuple[int, ...]], dtype: str, rounds: int, s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=15, help="%(default)s")
-    parser.add_argument("--quick", action="store_true", help="tiny shapes, to see that it runs")
-    given = parser.parse_args()
-    if given.rounds < 1:
-        sys.exit("--rounds must be 1 or more")
+    given = arguments(__doc__.splitlines()[0])
     name, shapes = ("3 small tensors", TINY) if given.quick else ("GPT-2 124M", GPT2)
     with server() as address, gradclip.connect(address) as client:
         backend = client.compute_norm([gradclip.Tensor(b"", "float32")]).backend
-        date = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-        cores = len(os.sched_getaffinity(0))
-        print(f"{cores} cores, {date}, backend {backend}; medians of {given.rounds} rounds\n")
-        print("python: gradclip.torch over a unix socket, calls included; GB/s of gradient")
-        print(f"{'what':66} {'ours':>12} {'limit':>12} {'ratio':>7} {'goal':>8}  met?", flush=True)
+        print_head(backend, given.rounds, "gradclip.torch over a unix socket, calls included")
         for short, dtype in DTYPES.items():
             compare(f"{name} {short}", shapes, dtype, given.rounds, address)
     if not has_optax():

@@ -22,9 +22,11 @@
 
 namespace gradclip {
 
-// What one client registered; mapped here while the socket lives.
+// What one client registered; mapped here while the socket lives. Of CUDA memory the mapping is
+// zeros of the socket's own that stand for it.
 struct FakeRegion {
   Registration registration;
+  CudaAllocation allocation{};
   RegionToken token{};
   std::byte* data = nullptr;
 };
@@ -100,10 +102,15 @@ class FakeMemorySocket {
     message.msg_controllen = sizeof(control);
     const ssize_t got = recvmsg(connection, &message, MSG_CMSG_CLOEXEC);
     const cmsghdr* const header = CMSG_FIRSTHDR(&message);
-    if (got == static_cast<ssize_t>(bytes.size()) && header != nullptr) {
-      int memfd = -1;
-      std::memcpy(&memfd, CMSG_DATA(header), sizeof(memfd));
-      const std::string sent = answer_(connection, Keep(FromBytes<Registration>(bytes), memfd));
+    FakeRegion region{FromBytes<Registration>(bytes)};
+    int memfd = -1;
+    if (header != nullptr) std::memcpy(&memfd, CMSG_DATA(header), sizeof(memfd));
+    const bool cuda = region.registration.kind == Registration::kCudaMemory;
+    const bool complete = cuda ? recv(connection, &region.allocation, sizeof(region.allocation),
+                                      MSG_WAITALL) == sizeof(region.allocation)
+                               : memfd >= 0;
+    if (got == static_cast<ssize_t>(bytes.size()) && complete) {
+      const std::string sent = answer_(connection, Keep(region, memfd));
       if (!sent.empty()) send(connection, sent.data(), sent.size(), MSG_NOSIGNAL);
       char byte;
       while (recv(connection, &byte, 1, 0) > 0) {
@@ -120,13 +127,13 @@ class FakeMemorySocket {
     close(connection);
   }
 
-  RegionToken Keep(const Registration& registration, int memfd) {
-    FakeRegion region{registration};
-    const int protection =
-        registration.flags == Registration::kReadOnly ? PROT_READ : PROT_READ | PROT_WRITE;
+  // memfd: -1 for CUDA memory.
+  RegionToken Keep(FakeRegion region, int memfd) {
+    const bool reads_only = memfd >= 0 && region.registration.flags == Registration::kReadOnly;
     region.data = static_cast<std::byte*>(
-        mmap(nullptr, registration.length, protection, MAP_SHARED, memfd, 0));
-    close(memfd);
+        mmap(nullptr, region.registration.length, reads_only ? PROT_READ : PROT_READ | PROT_WRITE,
+             memfd >= 0 ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS, memfd, 0));
+    if (memfd >= 0) close(memfd);
     const std::lock_guard lock(mutex_);
     region.token.fill(static_cast<std::byte>(regions_.size() + 1));
     regions_.push_back(region);

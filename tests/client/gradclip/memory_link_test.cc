@@ -27,8 +27,8 @@ class MemoryLinkTest : public ::testing::Test {
  protected:
   absl::StatusOr<std::unique_ptr<MemoryLink>> Register(
       bool read_only = false, absl::Time deadline = absl::InfiniteFuture()) const {
-    return MemoryLink::Register(path_, {memory_->memfd(), memory_->size(), read_only}, {},
-                                deadline);
+    return MemoryLink::Register(path_, MemoryLink::Memfd{memory_->memfd(), memory_->size()},
+                                read_only, {}, deadline);
   }
 
   // What comes of an answer.
@@ -75,7 +75,7 @@ TEST_F(MemoryLinkTest, HandsTheMemoryOver) {
   EXPECT_EQ(region.registration.kind, 1u);
   EXPECT_EQ(region.registration.flags, 0u);
   EXPECT_EQ(region.registration.length, 5000u);
-  EXPECT_EQ(region.registration.zero, 0u);
+  EXPECT_EQ(region.registration.offset, 0u);
   EXPECT_EQ(region.token, (*link)->token());
   EXPECT_EQ(region.data[4999], std::byte{7});
 }
@@ -86,6 +86,28 @@ TEST_F(MemoryLinkTest, SaysThatTheServerMayOnlyRead) {
   ASSERT_TRUE(link.ok());
   EXPECT_TRUE((*link)->read_only());
   EXPECT_EQ(socket.regions()[0].registration.flags, Registration::kReadOnly);
+}
+
+TEST_F(MemoryLinkTest, HandsCudaMemoryOverByItsHandle) {
+  const FakeMemorySocket socket(path_);
+  CudaMemory memory = {.offset = 512, .bytes = 4096};
+  memory.handle.fill(std::byte{5});
+  memory.handle.back() = std::byte{6};
+  memory.uuid.fill(std::byte{7});
+  const auto link =
+      MemoryLink::Register(path_, memory, /*read_only=*/true, {}, absl::InfiniteFuture());
+  ASSERT_TRUE(link.ok()) << link.status();
+  ASSERT_EQ(socket.regions().size(), 1u);
+  const FakeRegion region = socket.regions()[0];
+  EXPECT_EQ(region.registration.magic, Registration::Magic());
+  EXPECT_EQ(region.registration.version, 1u);
+  EXPECT_EQ(region.registration.kind, 2u);
+  EXPECT_EQ(region.registration.flags, Registration::kReadOnly);
+  EXPECT_EQ(region.registration.length, 4096u);
+  EXPECT_EQ(region.registration.offset, 512u);
+  EXPECT_EQ(region.allocation.handle, memory.handle);
+  EXPECT_EQ(region.allocation.uuid, memory.uuid);
+  EXPECT_EQ(region.token, (*link)->token());
 }
 
 TEST_F(MemoryLinkTest, FindsOutThatTheServerHasClosedIt) {
@@ -203,8 +225,8 @@ TEST_F(MemoryLinkTest, SaysWhyNobodyAnswersAtAPath) {
   EXPECT_EQ(Register().status().code(), absl::StatusCode::kUnavailable);
   { const FakeMemorySocket socket(path_); }
   EXPECT_THAT(Register().status().message(), HasSubstr("Connection refused"));
-  const auto link =
-      MemoryLink::Register("/" + std::string(200, 'p'), {}, {}, absl::InfiniteFuture());
+  const auto link = MemoryLink::Register("/" + std::string(200, 'p'), MemoryLink::Memfd(),
+                                         /*read_only=*/false, {}, absl::InfiniteFuture());
   EXPECT_THAT(link.status().message(), HasSubstr("its path has 201 bytes; the system allows 107"));
 }
 
@@ -247,8 +269,9 @@ TEST_F(MemoryLinkTest, HandsNothingToAStranger) {
   EXPECT_EQ(status.code(), absl::StatusCode::kPermissionDenied) << status;
   EXPECT_THAT(status.message(), AllOf(HasSubstr("it is of user 12345"), HasSubstr("server_uids")));
   EXPECT_EQ(socket.regions().size(), 0u);
-  const auto link = MemoryLink::Register(path_, {memory_->memfd(), memory_->size()},
-                                         {{1, kStranger}}, absl::InfiniteFuture());
+  const auto link =
+      MemoryLink::Register(path_, MemoryLink::Memfd{memory_->memfd(), memory_->size()},
+                           /*read_only=*/false, {{1, kStranger}}, absl::InfiniteFuture());
   EXPECT_TRUE(link.ok()) << link.status();
 }
 

@@ -138,6 +138,25 @@ cudaError_t cudaEventQuery(cudaEvent_t handle) {
   });
 }
 
+cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin_handle,
+                                 cudaEvent_t end_handle) {
+  return Call("cudaEventElapsedTime", CallKind::kDevice, [&](Runtime& runtime) {
+    const Event* const begin = runtime.FindEvent(begin_handle);
+    const Event* const end = runtime.FindEvent(end_handle);
+    if (begin == nullptr || end == nullptr) return NoEvent(runtime);
+    if (milliseconds == nullptr) return cudaErrorInvalidValue;
+    if (begin->record == nullptr || end->record == nullptr || begin->device != end->device ||
+        ((begin->flags | end->flags) & cudaEventDisableTiming) != 0) {
+      runtime.Tell("time between events without a record, without timing, or of two devices");
+      return cudaErrorInvalidResourceHandle;
+    }
+    if (!begin->record->done || !end->record->done) return cudaErrorNotReady;
+    *milliseconds =
+        std::chrono::duration<float, std::milli>(end->record->when - begin->record->when).count();
+    return runtime.Waited(end->device);
+  });
+}
+
 cudaError_t cudaEventDestroy(cudaEvent_t handle) {
   return Call("cudaEventDestroy", CallKind::kRelease, [&](Runtime& runtime) {
     if (runtime.events.erase(handle) == 0) return NoEvent(runtime);

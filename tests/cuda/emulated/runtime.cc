@@ -161,7 +161,10 @@ void Runtime::RunOne(Stream& stream) {
   if (operation.wait != nullptr) RunUntil(*operation.wait);
   const cudaError_t sticky = devices[static_cast<size_t>(stream.device)].sticky;
   if (operation.run && sticky == cudaSuccess) operation.run();
-  if (operation.record != nullptr) operation.record->done = true;
+  if (operation.record != nullptr) {
+    operation.record->done = true;
+    operation.record->when = std::chrono::steady_clock::now();
+  }
 }
 
 void Runtime::RunAll(Stream& stream) {

@@ -3,6 +3,7 @@
 #ifndef GRADCLIP_TESTS_CUDA_EMULATED_RUNTIME_H_
 #define GRADCLIP_TESTS_CUDA_EMULATED_RUNTIME_H_
 
+#include <chrono>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -24,6 +25,7 @@ struct Stream;
 // A point in a stream.
 struct Record {
   bool done = false;
+  std::chrono::steady_clock::time_point when;  // it was done
   std::weak_ptr<Stream> stream;
 };
 
