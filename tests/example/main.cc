@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "gradclip/client.h"
+#include "gradclip/cuda_gradient.h"
 #include "gradclip/shared_gradient.h"
 
 int main(int argc, char** argv) {
@@ -38,5 +39,14 @@ int main(int argc, char** argv) {
   w[1] = 12;
   if (!shared->Clip(options).ok()) return 1;
   std::printf("%s: %g %g\n", shared->shared() ? "shared" : "streamed", w[0], w[1]);
+
+  // Memory of a GPU, which a server takes that was started with --allow-cuda-ipc.
+  gradclip::CudaMemory memory;
+  memory.bytes = 8;
+  auto on_gpu = gradclip::CudaGradient::Make(client, memory,
+                                             {{{"w", gradclip::DType::kFloat32, {2}}}}, {{0}});
+  if (!on_gpu.ok()) return 1;
+  const absl::Status refusal = on_gpu->ComputeNorm().status();
+  std::printf("on a GPU: %s\n", absl::StatusCodeToString(refusal.code()).c_str());
   return 0;
 }

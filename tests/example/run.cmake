@@ -18,5 +18,5 @@ run(0 "" ${CMAKE_COMMAND} --build ${WORK}/build)
 run(2 "usage: gradclip_example ADDRESS" ${WORK}/build/gradclip_example)
 run(1 "UNAVAILABLE: server unix:${WORK}/none: can't connect: No such file"
     ${WORK}/build/gradclip_example unix:${WORK}/none)
-run(0 "^SERVING\nnorm 13, coefficient 0.5: weight 1.5 0 0 2, bias 6\nshared: 2.5 6\n$"
+run(0 "^SERVING\nnorm 13, coefficient 0.5: weight 1.5 0 0 2, bias 6\nshared: 2.5 6\non a GPU: UNIMPLEMENTED\n$"
     ${SOURCE}/serve.sh ${WORK}/prefix ${WORK}/build/gradclip_example)

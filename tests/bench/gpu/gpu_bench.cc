@@ -57,6 +57,7 @@ absl::Status RunGpu(const Settings& settings, std::optional<int> number, Report&
       .multiprocessors = properties.multiProcessorCount,
       .bound_by_memory = capability != std::pair(7, 5) && capability != std::pair(8, 6)};
   if (absl::Status run = RunGpuKernels(bench); !run.ok()) return run;
+  if (absl::Status run = RunGpuInPlace(bench); !run.ok()) return run;
   return RunGpuStreaming(bench);
 }
 

@@ -27,6 +27,9 @@ struct GpuBench {
 
 // Norms and scaling of memory of the device, beside a copy that moves as many bytes there.
 absl::Status RunGpuKernels(GpuBench& bench);
+// Gradients that are measured and clipped where they are, with all that the host does, beside such
+// a copy.
+absl::Status RunGpuInPlace(GpuBench& bench);
 // Gradients that come from the host, beside plain copies of as many bytes from pinned memory.
 absl::Status RunGpuStreaming(GpuBench& bench);
 
