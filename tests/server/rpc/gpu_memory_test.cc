@@ -1,0 +1,173 @@
+// CUDA memory through a real server with the emulated GPU: registered over its memory socket,
+// measured and clipped in place. That the memory's owner is this process, the emulated runtime
+// allows.
+#include <gmock/gmock.h>
+
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <thread>
+
+#include "emulated_cuda.h"
+#include "tests/server/backend/cuda/device_buffer.h"
+#include "tests/server/rpc/server_fixture.h"
+#include "tests/server/shm/memory_client.h"
+
+namespace gradclip {
+namespace {
+
+using testing::HasSubstr;
+
+// Memory of the first GPU, registered over a connection of its own.
+class OnGpu {
+ public:
+  OnGpu(const std::string& socket, const std::string& bytes, uint16_t flags = 0)
+      : buffer_(bytes.data(), bytes.size()), connection_(socket) {
+    CudaAllocation allocation;
+    cudaIpcMemHandle_t handle;
+    MustSucceed(cudaIpcGetMemHandle(&handle, buffer_.device()));
+    std::memcpy(allocation.handle.data(), &handle, sizeof handle);
+    cudaDeviceProp properties;
+    MustSucceed(cudaGetDeviceProperties(&properties, 0));
+    std::memcpy(allocation.uuid.data(), &properties.uuid, sizeof properties.uuid);
+    const auto more = ToBytes(allocation);
+    request_ = RegistrationBytes({.magic = Registration::Magic(),
+                                  .kind = Registration::kCudaMemory,
+                                  .flags = flags,
+                                  .length = bytes.size()});
+    request_.append(reinterpret_cast<const char*>(more.data()), more.size());
+    answer_ = Register(connection_);
+  }
+
+  std::optional<MemoryClient::Answer> Register(MemoryClient& connection) const {
+    EXPECT_TRUE(connection.Send(request_));
+    return connection.Receive();
+  }
+
+  const std::optional<MemoryClient::Answer>& answer() const { return answer_; }
+
+  template <typename Request = v1::ClipGradNormRequest>
+  Request Ranges(uint64_t offset, uint64_t length) const {
+    Request request;
+    request.mutable_shared()->set_region(
+        std::string(reinterpret_cast<const char*>(answer_->token.data()), answer_->token.size()));
+    request.mutable_shared()->add_offset(offset);
+    request.mutable_shared()->add_length(length);
+    return request;
+  }
+
+  std::string Read() {
+    return std::string(reinterpret_cast<const char*>(buffer_.Get()), buffer_.size());
+  }
+
+  // The GPU has failed.
+  void Forget() { buffer_.Forget(); }
+  void Close() { connection_.Close(); }
+
+ private:
+  DeviceBuffer buffer_;
+  MemoryClient connection_;
+  std::string request_;
+  std::optional<MemoryClient::Answer> answer_;
+};
+
+class GpuMemory : public ServerTest {
+ protected:
+  GpuMemory() {
+    std::string folder = testing::TempDir() + "gradclip-XXXXXX";
+    folder_ = mkdtemp(folder.data());
+    options_.memory_socket = folder_ / "memory";
+    options_.max_shared_bytes = options_.max_shared_bytes_per_peer = options_.memory_budget;
+    options_.allow_cuda_ipc = true;
+  }
+  ~GpuMemory() override {
+    server_.reset();
+    EXPECT_EQ(emulated_cuda::CountLive().ipc_mappings, 0u);
+    emulated_cuda::Reset();
+    std::filesystem::remove_all(folder_);
+  }
+
+  const std::string& socket() const { return options_.memory_socket; }
+
+  std::filesystem::path folder_;
+};
+
+TEST_F(GpuMemory, IsClippedInPlace) {
+  Serve();
+  OnGpu memory(socket(), Bytes<float>({0, 3, 4, 0}));
+  ASSERT_TRUE(memory.answer().has_value());
+  ASSERT_EQ(memory.answer()->code, absl::StatusCode::kOk) << memory.answer()->message;
+  const Reply reply = Clip({ClipStart(1, 2), memory.Ranges(4, 8)});
+  ASSERT_TRUE(reply.status.ok()) << reply.status.error_message();
+  EXPECT_EQ(reply.result.norm().total_norm(), 5);
+  EXPECT_EQ(reply.result.norm().backend(), "cuda/0");
+  EXPECT_TRUE(reply.gradient.empty());
+  const auto c = static_cast<float>(reply.result.coefficient());
+  EXPECT_EQ(memory.Read(), Bytes<float>({0, 3 * c, 4 * c, 0}));
+}
+
+TEST_F(GpuMemory, GoesTogetherWithDataAndIsReadOnlyForItsNorm) {
+  Serve();
+  OnGpu memory(socket(), Bytes<float>({3, 4}), Registration::kReadOnly);
+  v1::ClipGradNormRequest start = ClipStart(1, 4);
+  start.mutable_start()->set_reply(v1::REPLY_COEFFICIENT);
+  const Reply reply = Clip({start, Data(Bytes<float>({12, 0})), memory.Ranges(0, 8)});
+  ASSERT_TRUE(reply.status.ok()) << reply.status.error_message();
+  EXPECT_EQ(reply.result.norm().total_norm(), 13);
+  EXPECT_EQ(memory.Read(), Bytes<float>({3, 4}));
+  start.mutable_start()->set_reply(v1::REPLY_GRADIENT);
+  EXPECT_EQ(Clip({start, memory.Ranges(0, 8)}).status.error_code(),
+            grpc::StatusCode::FAILED_PRECONDITION);
+}
+
+TEST_F(GpuMemory, IsGivenUpWithItsConnection) {
+  Serve();
+  OnGpu memory(socket(), Bytes<float>({3, 4}));
+  const v1::ClipGradNormRequest ranges = memory.Ranges(0, 8);
+  memory.Close();
+  while (emulated_cuda::CountLive().ipc_mappings > 0) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  const Reply reply = Clip({ClipStart(1, 2), ranges});
+  EXPECT_EQ(reply.status.error_code(), grpc::StatusCode::NOT_FOUND);
+}
+
+TEST_F(GpuMemory, IsNotTakenUnlessThatIsAllowed) {
+  options_.allow_cuda_ipc = false;
+  Serve();
+  OnGpu memory(socket(), Bytes<float>({3, 4}));
+  ASSERT_TRUE(memory.answer().has_value());
+  EXPECT_EQ(memory.answer()->code, absl::StatusCode::kUnimplemented);
+  EXPECT_THAT(memory.answer()->message, HasSubstr("--allow-cuda-ipc"));
+}
+
+TEST_F(GpuMemory, IsNotTakenWhereOnlyTheCpuIsUsed) {
+  options_.backend = "cpu";
+  Serve();
+  OnGpu memory(socket(), Bytes<float>({3, 4}));
+  ASSERT_TRUE(memory.answer().has_value());
+  EXPECT_EQ(memory.answer()->code, absl::StatusCode::kUnimplemented);
+}
+
+// The host has no other way to the bytes, so that no policy makes it take over.
+TEST_F(GpuMemory, EndsTheCallWhereTheGpuFails) {
+  Serve();
+  OnGpu memory(socket(), Bytes<float>({3, 4}));
+  emulated_cuda::FailCall("cudaStreamQuery", 1, cudaErrorLaunchFailure, /*sticky=*/true);
+  for (int call = 0; call < 2; ++call) {
+    const Reply reply = Clip({ClipStart(1, 2), memory.Ranges(0, 8)});
+    EXPECT_EQ(reply.status.error_code(), grpc::StatusCode::UNAVAILABLE);
+    EXPECT_THAT(reply.status.error_message(), HasSubstr("is as it was: cuda/0: "));
+  }
+  MemoryClient later(socket());
+  EXPECT_EQ(memory.Register(later)->code, absl::StatusCode::kUnavailable);
+  memory.Forget();  // what the GPU has goes with it
+  server_.reset();
+  emulated_cuda::Reset();
+}
+
+}  // namespace
+}  // namespace gradclip
