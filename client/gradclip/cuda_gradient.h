@@ -77,10 +77,9 @@ class CudaGradient {
                                          const CallOptions& call = {});
 
   // The same. Who multiplies is up to ClipOptions::reply:
-  //   kCoefficient        the caller, by ClipAnswer::coefficient, as ClipAnswer::skipped says:
-  //   where
-  //                       it is true, elements become 0 for the coefficient 0, and stay otherwise.
-  //                       The server may only read.
+  //   kCoefficient        the caller, by ClipAnswer::coefficient. Where ClipAnswer::skipped is
+  //                       true, elements become 0 for the coefficient 0, and stay otherwise. The
+  //                       server may only read.
   //   all others          the server, in place. A call that failed after the memory was handed to
   //                       it is DATA_LOSS, as of SharedGradient::Clip.
   // REQUIRES: nothing else uses the memory until the call returns. What the server does to it is
