@@ -1,10 +1,9 @@
 """Times clipping in place on a GPU: gradclip.torch.SharedGradients beside PyTorch.
 
 One gradient, with the shapes of GPT-2 124M, in float32 and bfloat16, clipped and not clipped, by
-torch.nn.utils.clip_grad_norm_ and with a server that measures the GPU's memory where it is, and tells
-the coefficient by which torch multiplies.
-Each round has both, in changing order, and each time ends when the GPU has done what was queued; a
-ratio is the median of the rounds' ratios.
+torch.nn.utils.clip_grad_norm_ and with a server that measures the GPU's memory where it is, and
+tells the coefficient by which torch multiplies. Each round has both, in changing order, and each
+time ends when the GPU has done what was queued; a ratio is the median of the rounds' ratios.
 """
 
 from __future__ import annotations
