@@ -273,7 +273,8 @@ absl::Status Session::Shared(const v1::SharedRanges& ranges) {
   if (device_ != nullptr) {
     if (absl::Status handed_over = HandOver(); !handed_over.ok()) return handed_over;
   }
-  if (const DeviceMemory* memory = shared_->device_memory(); memory != nullptr) {
+  const DeviceMemory* const memory = shared_->device_memory();
+  if (memory != nullptr && (passes_through() || DevicesMeasure(spec_.norm_type))) {
     result_.mutable_norm()->set_backend(std::string(memory->device()));
   }
   received_bytes_ += bytes;

@@ -16,7 +16,7 @@ struct Allocation {
   CUdeviceptr base = 0;
   size_t bytes = 0;
 };
-bool FindAllocation(const void* address, CudaCalls& calls, Allocation& allocation) {
+void FindAllocation(const void* address, CudaCalls& calls, Allocation& allocation) {
   using GetAddressRange = CUresult(CUDAAPI*)(CUdeviceptr*, size_t*, CUdeviceptr);
   constexpr unsigned kSinceCuda = 12000;
   void* function = nullptr;
@@ -24,15 +24,16 @@ bool FindAllocation(const void* address, CudaCalls& calls, Allocation& allocatio
   if (!calls.Ok("cudaGetDriverEntryPointByVersion",
                 cudaGetDriverEntryPointByVersion("cuMemGetAddressRange", &function, kSinceCuda,
                                                  cudaEnableDefault, &found))) {
-    return false;
+    return;
   }
   if (found != cudaDriverEntryPointSuccess) {
-    return calls.Ok("cudaGetDriverEntryPointByVersion", cudaErrorSymbolNotFound);
+    calls.Ok("cudaGetDriverEntryPointByVersion", cudaErrorSymbolNotFound);
+    return;
   }
   const CUresult result = reinterpret_cast<GetAddressRange>(function)(
       &allocation.base, &allocation.bytes, reinterpret_cast<CUdeviceptr>(address));
   // The driver's numbers are the runtime's.
-  return calls.Ok("cuMemGetAddressRange", static_cast<cudaError_t>(result));
+  calls.Ok("cuMemGetAddressRange", static_cast<cudaError_t>(result));
 }
 
 }  // namespace

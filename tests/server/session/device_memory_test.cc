@@ -194,6 +194,7 @@ TEST_F(DeviceMemorySession, MeasuresOtherNormsOnTheHost) {
     EXPECT_NEAR(result().norm().total_norm(), expected.result.norm().total_norm(),
                 1e-14 * expected.result.norm().total_norm());
     EXPECT_EQ(result().norm().tensors_size(), expected.result.norm().tensors_size());
+    EXPECT_EQ(result().norm().backend(), backend_->name());
   }
 }
 
@@ -276,6 +277,7 @@ TEST_F(DeviceMemorySession, ScalesByAGivenNorm) {
   ASSERT_EQ(Send(start), absl::OkStatus());
   ASSERT_EQ(Send(Range(region, 0, 8)), absl::OkStatus());
   ASSERT_EQ(HalfClose(), absl::OkStatus());
+  EXPECT_EQ(result().norm().backend(), HostDevices::kName);
   const float c = static_cast<float>(result().coefficient());
   EXPECT_EQ(Memory(), Bytes<float>({3 * c, 4 * c}));
 }
