@@ -38,18 +38,16 @@ def server(*more: str) -> Iterator[str]:
     """A server of one's own, with a memory socket and these flags: its address."""
     with tempfile.TemporaryDirectory() as folder:
         flags = [f"--listen=unix:{folder}/server.sock", f"--memory-socket={folder}/memory.sock"]
-        process = subprocess.Popen(
-            [PROGRAM, *flags, *more, "--log-level=error"], stdout=subprocess.PIPE, text=True
-        )
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            if not line.startswith("listening on "):
-                raise RuntimeError(f"{PROGRAM} did not start: {line!r}")
-            yield line.split()[-1]
-        finally:
-            process.terminate()
-            process.wait()
+        command = [PROGRAM, *flags, *more, "--log-level=error"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                assert process.stdout is not None
+                line = process.stdout.readline()
+                if not line.startswith("listening on "):
+                    raise RuntimeError(f"{PROGRAM} did not start: {line!r}")
+                yield line.split()[-1]
+            finally:
+                process.terminate()
 
 
 def parameters_of(

@@ -21,7 +21,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from conftest import PROGRAMS  # noqa: E402
+from bench_test import assert_compared  # noqa: E402
+from conftest import PROGRAMS, ROOT  # noqa: E402
 from emulated_cuda import (  # noqa: E402
     BLOCK,
     HANDLE,
@@ -430,3 +431,26 @@ def test_a_nonfinite_gradient_is_named_and_stays(device, sharing):
     with pytest.raises(gradclip.NonfiniteGradientError, match=r"#0\[7\]"):
         clip_grad_norm_([one], 1.0, error_if_nonfinite=True, client=sharing)
     assert one.grad[6] == 1 and not device.driver.live  # the memory of a failed call is not kept
+
+
+def test_the_benchmark_has_a_row_for_each_pair(device, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "tests/bench/python"))
+    import common
+    import gpu
+
+    def on_device(shapes, dtype, device):
+        assert device == "cuda"
+        return common.parameters_of(shapes, dtype)
+
+    monkeypatch.setattr(gpu, "parameters_of", on_device)
+    monkeypatch.setattr(common, "PROGRAM", PROGRAMS / SERVER)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Emulated GPU")
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr("sys.argv", ["gpu.py", "--quick", "--rounds=2"])
+    gpu.main()
+    assert_compared(capsys.readouterr().out)
+    assert 0 in device.waits
+    device.driver.fails["cuIpcGetMemHandle"] = NOT_SUPPORTED
+    with pytest.raises(SystemExit, match="not shared: .*CUDA_ERROR_NOT_SUPPORTED"):
+        gpu.main()
