@@ -36,6 +36,10 @@ class GroupTest : public ServerTest {
     }
     Reply Finish() {
       if (!half_closed) HalfClose();
+      return AwaitEnd();
+    }
+    // Of a call that the server ends though more may be sent.
+    Reply AwaitEnd() {
       finished = true;
       return Drain(*stream);
     }

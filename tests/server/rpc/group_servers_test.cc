@@ -112,7 +112,7 @@ TEST_F(GroupServersTest, ARankThatWaitsTooLongForMemoryAbortsTheStepForAll) {
   Rank waiting = Send(*servers_[1], Start(1, 2, 1), {1});
   Rank starved = Begin(*servers_[0], Start(0, 2, 1 << 20));
   for (Rank* rank : {&waiting, &starved}) {
-    const Reply reply = rank->Finish();
+    const Reply reply = rank->AwaitEnd();
     EXPECT_EQ(reply.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED) << Message(reply);
     EXPECT_THAT(Message(reply), HasSubstr("waited 100ms (--group-admission-timeout)"));
   }

@@ -199,7 +199,7 @@ TEST_F(GroupTest, ARankThatCancelsEndsTheStepForAllAtOnce) {
   AwaitRanks(3);
   leaving.context->TryCancel();
   for (Rank* rank : {&waiting, &sending}) {
-    const Reply reply = rank->Finish();
+    const Reply reply = rank->AwaitEnd();
     EXPECT_EQ(reply.status.error_code(), grpc::StatusCode::ABORTED);
     EXPECT_THAT(Message(reply), AllOf(HasSubstr("job \"job\", step 1, attempt 0"),
                                       HasSubstr("rank 2 cancelled its call")));
@@ -355,9 +355,7 @@ TEST_F(GroupTest, AnAbortReachesARankAmidItsData) {
   sending.Write(Data(std::string(1 << 20, '\0')));
   AwaitRanks(2);
   leaving.context->TryCancel();
-  // It neither half-closes nor sends more.
-  const Reply reply = Drain(*sending.stream);
-  sending.finished = true;
+  const Reply reply = sending.AwaitEnd();
   EXPECT_EQ(reply.status.error_code(), grpc::StatusCode::ABORTED);
   EXPECT_THAT(Message(reply), HasSubstr("rank 1 cancelled"));
 }
