@@ -44,12 +44,8 @@ void ReadAll(int from, std::span<std::byte> bytes) {
   }
 }
 
-// The owner, a process of its own: exports its memory, waits until it is told to go on, and sends
-// what is there then. Run by the test below alone.
-TEST(CudaMemoryOfAnotherProcess, DISABLED_Owner) {
-  const char* const tell = std::getenv(kTell);
-  const char* const listen = std::getenv(kListen);
-  ASSERT_TRUE(tell != nullptr && listen != nullptr);
+// Exports memory, waits until it is told to go on, and sends what is there then.
+void Own(int tell, int listen) {
   const Bytes gradient = Gradient();
   DeviceBuffer buffer(gradient.data(), gradient.size());
   ExportedMemory exported = {.offset = 0, .length = gradient.size()};
@@ -59,11 +55,24 @@ TEST(CudaMemoryOfAnotherProcess, DISABLED_Owner) {
   cudaDeviceProp properties;
   MustSucceed(cudaGetDeviceProperties(&properties, 0));
   std::memcpy(exported.device.data(), &properties.uuid, sizeof properties.uuid);
-  WriteAll(std::atoi(tell), std::as_bytes(std::span(&exported, 1)));
+  WriteAll(tell, std::as_bytes(std::span(&exported, 1)));
   std::byte go;
-  ReadAll(std::atoi(listen), {&go, 1});
-  WriteAll(std::atoi(tell), {buffer.Get(), buffer.size()});
+  ReadAll(listen, {&go, 1});
+  WriteAll(tell, {buffer.Get(), buffer.size()});
 }
+
+// This program, once more, where the environment says so: the owner and nothing else.
+class OwnerInPlaceOfTests : public testing::Environment {
+ public:
+  void SetUp() override {
+    const char* const tell = std::getenv(kTell);
+    if (tell == nullptr) return;
+    Own(std::atoi(tell), std::atoi(std::getenv(kListen)));
+    _exit(testing::Test::HasFailure() ? 1 : 0);
+  }
+};
+const testing::Environment* const kOwner =
+    testing::AddGlobalTestEnvironment(new OwnerInPlaceOfTests);
 
 class Owner {
  public:
@@ -78,10 +87,10 @@ class Owner {
     if (pid_ == 0) {
       close(to_us[0]);
       close(to_it[1]);
-      execl("/proc/self/exe", "owner", "--gtest_filter=CudaMemoryOfAnotherProcess.DISABLED_Owner",
-            "--gtest_also_run_disabled_tests", "--gtest_brief=1", nullptr);
+      execl("/proc/self/exe", "owner", nullptr);
       _exit(127);
     }
+    unsetenv(kTell);
     close(to_us[1]);
     close(to_it[0]);
     from_ = to_us[0];
