@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/strings/str_format.h"
+#include "server/session/device_findings.h"
 #include "server/session/device_pieces.h"
 
 namespace gradclip {
@@ -123,7 +124,7 @@ absl::Status SharedPart::Plan(Position position) {
   uint64_t bytes = 0;
   for (const Range& range : ranges_) bytes += range.bytes;
   task_bytes_ = bytes > kLongTasksAbove ? kLongTaskBytes : kTaskBytes;
-  if (memory_ != nullptr) task_bytes_ = kDeviceTaskBytes;
+  if (memory_ != nullptr && DevicesMeasure(spec_.norm_type)) task_bytes_ = kDeviceTaskBytes;
   first_new_task_ = tasks_.size();
   for (const Range& range : ranges_) {
     if (absl::Status added = AddRange(range, position); !added.ok()) return added;

@@ -86,12 +86,9 @@ bool MemoryConnection::Advance(Time now) {
 }
 
 bool MemoryConnection::Release(Time now) {
-  for (const RegionToken& token : tokens_) {
-    in_use_.push_back(regions_.Find(token));
-    regions_.Forget(token);
-  }
+  for (const RegionToken& token : tokens_) in_use_.push_back(regions_.Forget(token));
   tokens_.clear();
-  std::erase_if(in_use_, [](const std::weak_ptr<Region>& region) { return region.expired(); });
+  std::erase_if(in_use_, [](const auto& region) { return region.expired(); });
   deadline_ = now + kReleaseInterval;
   return releasing() && !HungUp(socket());
 }

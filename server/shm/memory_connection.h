@@ -84,9 +84,9 @@ class MemoryConnection {
   std::string unsent_;        // of the answer; nothing is read until it is sent
   bool last_answer_ = false;  // the connection ends with it
   std::vector<RegionToken> tokens_;
-  std::vector<std::weak_ptr<Region>> in_use_;  // forgotten, but perhaps not by calls
-  uint64_t registered_ = 0;                    // regions
-  uint64_t bytes_ = 0;                         // of the regions
+  std::vector<std::weak_ptr<const void>> in_use_;  // regions, forgotten, but perhaps not by calls
+  uint64_t registered_ = 0;                        // regions
+  uint64_t bytes_ = 0;                             // of the regions
   std::string ending_ = "the server stops";
 };
 

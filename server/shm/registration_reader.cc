@@ -103,28 +103,27 @@ absl::Status RegistrationReader::CheckBytes() const {
         "this is no registration of memory, whose first 8 bytes are GRADCLIP: calls go to the "
         "server's other addresses");
   }
+  if (message.version != Registration::kVersion) {
+    return absl::InvalidArgumentError(absl::StrCat("version ", message.version,
+                                                   " of registrations; this server knows version ",
+                                                   Registration::kVersion));
+  }
+  if (message.kind != Registration::kMemfd && message.kind != Registration::kCudaMemory) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("memory of kind ", message.kind,
+                     "; this server knows kinds 1 (a memfd) and 2 (CUDA memory)"));
+  }
   if (received_ > size()) {
     return absl::InvalidArgumentError(
         absl::StrCat("more than the ", size(),
                      " bytes of a registration came before its answer: wait for that before the "
                      "next"));
   }
-  if (message.version != Registration::kVersion) {
-    return absl::InvalidArgumentError(absl::StrCat("version ", message.version,
-                                                   " of registrations; this server knows version ",
-                                                   Registration::kVersion));
-  }
   if ((message.flags & ~Registration::kReadOnly) != 0) {
     return absl::InvalidArgumentError(
         absl::StrCat("flags ", message.flags, "; this server knows 1 (read only) alone"));
   }
-  if (message.kind == Registration::kCudaMemory) return absl::OkStatus();
-  if (message.kind != Registration::kMemfd) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("memory of kind ", message.kind,
-                     "; this server knows kinds 1 (a memfd) and 2 (CUDA memory)"));
-  }
-  if (message.offset != 0) {
+  if (message.kind == Registration::kMemfd && message.offset != 0) {
     return absl::InvalidArgumentError("the last 8 bytes of a memfd's registration must be zero");
   }
   return absl::OkStatus();
@@ -133,7 +132,8 @@ absl::Status RegistrationReader::CheckBytes() const {
 absl::Status RegistrationReader::CheckDescriptor() const {
   if (truncated_) {
     return absl::ResourceExhaustedError(
-        "the server has no descriptor left to take the memfd with (ulimit -n): try again later");
+        "the server has no descriptor left to take those that came with (ulimit -n): try again "
+        "later");
   }
   if (registration().kind == Registration::kCudaMemory) {
     if (descriptors_ == 0) return absl::OkStatus();

@@ -101,6 +101,9 @@ class RegionRegistry::Counts {
 // A region and what it is charged for. The members go in the order that matters: first the memory,
 // then what says that it is held.
 struct RegionRegistry::Charged {
+  // Goes last: when the region has gone and is charged for no more.
+  std::shared_ptr<const void> all = std::make_shared<char>();
+
   ~Charged() {
     region.reset();
     if (counts != nullptr) counts->Remove(uid, bytes);
@@ -179,22 +182,23 @@ absl::StatusOr<std::shared_ptr<RegionRegistry::Charged>> RegionRegistry::Charge(
 absl::StatusOr<RegionToken> RegionRegistry::Add(std::shared_ptr<Charged> charged) {
   absl::StatusOr<RegionToken> token = RandomToken();
   if (!token.ok()) return token;
-  Region* const region = charged->region.get();
   const std::lock_guard lock(mutex_);
-  by_token_.emplace(*token, std::shared_ptr<Region>(std::move(charged), region));
+  by_token_.emplace(*token, std::move(charged));
   return token;
 }
 
-void RegionRegistry::Forget(const RegionToken& token) {
+std::weak_ptr<const void> RegionRegistry::Forget(const RegionToken& token) {
   decltype(by_token_)::node_type last;  // goes after the lock: unmapping takes a while
   const std::lock_guard lock(mutex_);
   last = by_token_.extract(token);
+  return last.empty() ? std::weak_ptr<const void>() : last.mapped()->all;
 }
 
 std::shared_ptr<Region> RegionRegistry::Find(const RegionToken& token) const {
   const std::lock_guard lock(mutex_);
   const auto found = by_token_.find(token);
-  return found == by_token_.end() ? nullptr : found->second;
+  if (found == by_token_.end()) return nullptr;
+  return std::shared_ptr<Region>(found->second, found->second->region.get());
 }
 
 uint64_t RegionRegistry::regions() const {

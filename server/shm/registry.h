@@ -45,9 +45,10 @@ class RegionRegistry {
   // RESOURCE_EXHAUSTED over a limit.
   absl::StatusOr<RegionToken> Register(uid_t uid, const ExportedMemory& memory, bool read_only);
 
-  // The region stays mapped until the last call that holds it has let go. No effect where it is not
-  // there. Where nobody holds it, those who wait for the budget may be granted on this thread.
-  void Forget(const RegionToken& token);
+  // The region stays mapped, or open, until the last call that holds it has let go: what is
+  // returned expires when it no longer is. No effect, and nothing, where it is not there. Where
+  // nobody holds it, those who wait for the budget may be granted on this thread.
+  std::weak_ptr<const void> Forget(const RegionToken& token);
 
   // Null where no region has that token. Whoever lets go last unmaps, and may grant others budget:
   // hold no lock that they take.
@@ -69,7 +70,7 @@ class RegionRegistry {
   Devices* const devices_;
   const std::shared_ptr<Counts> counts_;
   mutable std::mutex mutex_;
-  std::map<RegionToken, std::shared_ptr<Region>> by_token_;  // guarded by mutex_
+  std::map<RegionToken, std::shared_ptr<Charged>> by_token_;  // guarded by mutex_
 };
 
 }  // namespace gradclip

@@ -38,7 +38,7 @@ absl::StatusOr<std::unique_ptr<CudaDevice>> CudaDevice::Open(int number, uint64_
 }
 
 absl::Status CudaDevice::Begin() {
-  constexpr uint64_t kFewestPieces = std::tuple_size_v<decltype(Pipeline::slots)>;
+  constexpr uint64_t kFewestPieces = std::tuple_size_v<decltype(Pipeline::slots)> + 1;
   if (most_pieces_ < kFewestPieces) {
     return absl::FailedPreconditionError(absl::StrFormat(
         "fewer than %d bytes of its memory are free, or may be used (--cuda-memory-budget)",

@@ -45,7 +45,7 @@ class CudaDevice {
 
   // Device `number`. memory_budget: bytes that pieces may take of its memory. UNAVAILABLE where it
   // can't be used; FAILED_PRECONDITION where the budget is below what a call needs that keeps
-  // nothing, 3 pieces.
+  // nothing, 3 pieces, and one for CudaInPlace.
   static absl::StatusOr<std::unique_ptr<CudaDevice>> Open(int number, uint64_t memory_budget,
                                                           OnFailure on_failure);
   ~CudaDevice();  // REQUIRES: all pieces and pipelines are back
@@ -53,6 +53,7 @@ class CudaDevice {
   CudaDevice(const CudaDevice&) = delete;
   CudaDevice& operator=(const CudaDevice&) = delete;
 
+  int number() const { return number_; }
   const std::string& name() const { return name_; }
   const std::array<std::byte, 16>& uuid() const { return uuid_; }
   int multiprocessors() const { return multiprocessors_; }

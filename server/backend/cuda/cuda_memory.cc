@@ -60,14 +60,23 @@ CudaMemory::~CudaMemory() {
   if (!device.MakeCurrent().ok()) return;  // it goes with the process
   CudaCalls calls;
   calls.Ok("cudaIpcCloseMemHandle", cudaIpcCloseMemHandle(allocation_));
-  (void)device.Check(calls);
+  (void)device.CheckGiven(calls);
 }
 
 absl::Status CudaMemory::Place(const ExportedMemory& memory) {
+  CudaDevice& device = in_place_.device();
   Allocation allocation;
+  cudaPointerAttributes attributes = {};
   CudaCalls calls;
-  FindAllocation(allocation_, calls, allocation);
-  if (absl::Status found = in_place_.device().CheckGiven(calls); !found.ok()) return found;
+  if (calls.Ok("cudaPointerGetAttributes", cudaPointerGetAttributes(&attributes, allocation_))) {
+    FindAllocation(allocation_, calls, allocation);
+  }
+  if (absl::Status found = device.CheckGiven(calls); !found.ok()) return found;
+  // A device opens memory of another that it can reach, too.
+  if (attributes.device != device.number()) {
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "the handle is of memory of another GPU than the UUID, which is %s's", device.name()));
+  }
   // A handle of a small allocation may open the whole block that it lies in.
   const uint64_t begin = reinterpret_cast<uint64_t>(allocation_) - allocation.base;
   const uint64_t bytes = begin > allocation.bytes ? 0 : allocation.bytes - begin;

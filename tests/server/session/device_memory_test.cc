@@ -185,7 +185,7 @@ TEST_F(DeviceMemorySession, TakesMoreTensorsAndBlocksThanADeviceDoesAtOnce) {
   }
 }
 
-// Other p are the host's to measure: as it would, cut as the memory is.
+// Other p are the host's to measure, in tasks as those of its own memory.
 TEST_F(DeviceMemorySession, MeasuresOtherNormsOnTheHost) {
   for (const bool per_tensor : {false, true}) {
     const Case made = AllKinds(5, 3.5, per_tensor, false);

@@ -198,7 +198,12 @@ class CudaMemory:
         self._device = device
         self._process = os.getpid()
         self._allocation: Optional[_Allocation] = _Allocation(_driver(), device, self.size)
-        self._tensor: Optional[Tensor] = torch.as_tensor(self._allocation, device=f"cuda:{device}")
+        try:
+            self._tensor: Optional[Tensor] = torch.as_tensor(
+                self._allocation, device=f"cuda:{device}"
+            )
+        except RuntimeError as error:  # torch's, of CUDA
+            raise CudaError(f"torch can't use the memory: {error}") from None
 
     @property
     def tensor(self) -> Tensor:

@@ -78,7 +78,8 @@ class Staging:
         try:
             yield stage
         except BaseException:
-            self._forget()
+            for store in self._stores.values():
+                store.leave()
             raise
         finally:
             if tries > 1:
@@ -144,6 +145,14 @@ class _Store:
             return []
         self.region.memory.write(tensors, offsets)
         return [Place(token, offset) for offset in offsets]
+
+    def leave(self) -> None:
+        """Gives up memory that a server may still use. A device has only so much to lose to it, so
+        that calls send for a while."""
+        if self._device is None:
+            self.forget()
+        else:
+            self.refuse()
 
     def refuse(self) -> None:
         self._refused_until = time.monotonic() + _ASK_AGAIN_AFTER

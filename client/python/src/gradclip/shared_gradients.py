@@ -186,7 +186,7 @@ class SharedGradients:
             tries += 1
             tokens: dict[SharedPart, bytes] = {}
             refusals = []
-            for part in self._parts:
+            for part in dict.fromkeys(self._where[index][0] for index in present):
                 if tries > 1:  # whatever failed, a new registration is good for
                     part.forget()
                 try:

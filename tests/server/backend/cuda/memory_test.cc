@@ -239,6 +239,27 @@ TEST_F(CudaMemoryTest, RefusesHandlesThatCudaCannotOpen) {
   EXPECT_EQ(Run(), absl::OkStatus());
 }
 
+TEST_F(CudaMemoryTest, RefusesAHandleOfAnotherGpuThanTheUuids) {
+  Machine(2, RandomElements(DType::kFloat32, 1000, 7));
+  exported_.device.back() = std::byte{0};  // of cuda/0; the memory is cuda/1's
+  const absl::Status status = OpenMemory();
+  EXPECT_EQ(status.code(), kInvalid);
+  EXPECT_THAT(std::string(status.message()),
+              HasSubstr("another GPU than the UUID, which is cuda/0's"));
+  EXPECT_EQ(emulated_cuda::CountLive().ipc_mappings, 0u);
+}
+
+TEST_F(CudaMemoryTest, ACloseThatFailsLeavesTheGpuInUse) {
+  Machine(1, RandomElements(DType::kFloat32, 1000, 7));
+  ASSERT_EQ(OpenMemory(), absl::OkStatus());
+  emulated_cuda::ForgetCalls();
+  emulated_cuda::FailCall("cudaIpcCloseMemHandle", 1, cudaErrorInvalidValue);
+  memory_ = nullptr;
+  emulated_cuda::ClearFailures();
+  EXPECT_THAT(failed_, IsEmpty());
+  EXPECT_EQ(Run(), absl::OkStatus());
+}
+
 TEST_F(CudaMemoryTest, NamesTheGpusWhereTheMemoryIsOfAnother) {
   Machine(3, RandomElements(DType::kFloat32, 10, 8), {.devices = {0, 1}});
   const absl::Status status = OpenMemory();
