@@ -314,7 +314,7 @@ TEST_F(CallsOnGpus, GoToTheHostWhereTheDevicesAreBusy) {
 
 TEST_F(CallsOnGpus, GoToTheHostWhereTheDevicesMemoryIsTaken) {
   Machine({{}});
-  ASSERT_EQ(Choose("cuda", {.memory_bytes = size_t{7} << 20}), absl::OkStatus());
+  ASSERT_EQ(Choose("cuda", {.memory_bytes = size_t{9} << 20}), absl::OkStatus());
   Case gradient = MakeCase({{2'000'000}, {2'000'000}}, 1, 2, false, false);
   gradient.start.set_reply(v1::REPLY_GRADIENT);
   const Answer host = Clip(gradient, nullptr);
