@@ -133,7 +133,8 @@ class Devices {
   virtual absl::StatusOr<std::unique_ptr<DeviceQueue>> Open(uint64_t slots_filled, bool keeps) = 0;
 
   // Memory of another process. FAILED_PRECONDITION where none of the devices is that memory's;
-  // INVALID_ARGUMENT where the driver can't open it, or it is not all in the allocation;
+  // INVALID_ARGUMENT where the driver can't open it, it is another device's than it says, or it is
+  // not all in the allocation;
   // UNAVAILABLE and RESOURCE_EXHAUSTED as DeviceMemory's methods.
   virtual absl::StatusOr<std::unique_ptr<DeviceMemory>> OpenMemory(
       const ExportedMemory& memory) = 0;

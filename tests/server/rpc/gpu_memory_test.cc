@@ -4,16 +4,14 @@
 #include <gmock/gmock.h>
 
 #include <chrono>
-#include <cstdlib>
 #include <cstring>
-#include <filesystem>
 #include <optional>
 #include <string>
 #include <thread>
 
 #include "emulated_cuda.h"
 #include "tests/server/backend/cuda/device_buffer.h"
-#include "tests/server/rpc/server_fixture.h"
+#include "tests/server/rpc/memory_socket_server.h"
 #include "tests/server/shm/memory_client.h"
 
 namespace gradclip {
@@ -74,25 +72,14 @@ class OnGpu {
   std::optional<MemoryClient::Answer> answer_;
 };
 
-class GpuMemory : public ServerTest {
+class GpuMemory : public MemorySocketServer {
  protected:
-  GpuMemory() {
-    std::string folder = testing::TempDir() + "gradclip-XXXXXX";
-    folder_ = mkdtemp(folder.data());
-    options_.memory_socket = folder_ / "memory";
-    options_.max_shared_bytes = options_.max_shared_bytes_per_peer = options_.memory_budget;
-    options_.allow_cuda_ipc = true;
-  }
+  GpuMemory() { options_.allow_cuda_ipc = true; }
   ~GpuMemory() override {
     server_.reset();
     EXPECT_EQ(emulated_cuda::CountLive().ipc_mappings, 0u);
     emulated_cuda::Reset();
-    std::filesystem::remove_all(folder_);
   }
-
-  const std::string& socket() const { return options_.memory_socket; }
-
-  std::filesystem::path folder_;
 };
 
 TEST_F(GpuMemory, IsClippedInPlace) {

@@ -4,9 +4,8 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
-#include <filesystem>
 
-#include "tests/server/rpc/server_fixture.h"
+#include "tests/server/rpc/memory_socket_server.h"
 #include "tests/server/shm/memfds.h"
 #include "tests/server/shm/memory_client.h"
 
@@ -42,21 +41,9 @@ class Shared : public MappedMemfd {
   std::string token_;
 };
 
-class SharedMemoryTest : public ServerTest {
+class SharedMemoryTest : public MemorySocketServer {
  protected:
-  SharedMemoryTest() {
-    std::string folder = testing::TempDir() + "gradclip-XXXXXX";
-    folder_ = mkdtemp(folder.data());
-    options_.memory_socket = folder_ / "memory";
-    options_.max_shared_bytes = options_.max_shared_bytes_per_peer = options_.memory_budget;
-    options_.compute_threads = 3;
-  }
-  ~SharedMemoryTest() override {
-    server_.reset();
-    std::filesystem::remove_all(folder_);
-  }
-
-  const std::string& socket() const { return options_.memory_socket; }
+  SharedMemoryTest() { options_.compute_threads = 3; }
 
   // `count` F32 elements from -1 to 1.
   static std::string Gradient(size_t count) {
@@ -66,8 +53,6 @@ class SharedMemoryTest : public ServerTest {
     }
     return Bytes(elements);
   }
-
-  std::filesystem::path folder_;
 };
 
 TEST_F(SharedMemoryTest, ClipsInPlace) {
