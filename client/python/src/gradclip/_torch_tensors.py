@@ -119,8 +119,32 @@ def check_compat(compat: Optional[str], group: Optional[Group]) -> bool:
     return compat is not None
 
 
+@functools.lru_cache(maxsize=None)
+def _sum_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """What torch adds up the squares of dtype in: where 256 squared is not beyond it, float32 for float16."""
+    if dtype is torch.float16:
+        two = torch.full((2,), 256.0, dtype=dtype, device=device)
+        if not torch.linalg.vector_norm(two).isfinite():
+            return dtype
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _sums_right(norm: float, norm_type: float, tensor: Tensor) -> bool:
+    """Whether torch's sum of |x|^p neither overflows nor loses what underflows.
+
+    The p-th powers that underflow lose less than the smallest normal number each.
+    """
+    if norm_type == math.inf or norm == 0 or not math.isfinite(norm):
+        return True
+    limits = torch.finfo(_sum_dtype(tensor.dtype, tensor.device))
+    lowest = math.log2(limits.tiny / limits.eps) + math.log2(tensor.numel()) + 1
+    return lowest <= norm_type * math.log2(norm) <= math.log2(limits.max) - 1
+
+
 def norm_as_torch(answer: NormAnswer, norm_type: float, tensors: list[Tensor]) -> Tensor:
     """Each tensor's norm rounded to its dtype, and torch's norm of those in the widest of them.
+
+    Those of which torch's sums overflow or underflow are torch's own.
 
     REQUIRES: an answer with a norm for each of the tensors, of which there is one at least.
     """
@@ -130,6 +154,9 @@ def norm_as_torch(answer: NormAnswer, norm_type: float, tensors: list[Tensor]) -
     for dtype in set(dtypes):
         of_dtype = torch.tensor([one is dtype for one in dtypes])
         rounded[of_dtype] = norms[of_dtype].to(dtype).to(rounded.dtype)
+    for index, (one, tensor) in enumerate(zip(answer.tensors, tensors)):
+        if not _sums_right(one.norm, norm_type, tensor):
+            rounded[index] = torch.linalg.vector_norm(tensor, norm_type)
     total_norm: Tensor = torch.linalg.vector_norm(rounded, norm_type).to(tensors[0].device)
     return total_norm
 

@@ -15,12 +15,14 @@ underflows. Otherwise they do what torch's functions are documented to do, but f
 - Gradients that are sparse or neither float16, bfloat16, float32 nor float64, and two that are the
   same memory (torch would multiply them twice), raise ValueError.
 
-compat="torch" rounds as torch does: each tensor's exact norm to its dtype; then torch takes the
-norm of those, the coefficient and the products. Where that norm is torch's, all bits are. It is
-another where torch's own sums over a tensor's elements are off, which those of float32 are by some
-units in the last place, but 2-norms of bfloat16 hardly ever, as torch sums them in float32. What
-overflows in torch then overflows, and what torch can't do (float16 on the CPU, in some versions) is
-a RuntimeError.
+compat="torch" rounds as the torch that is installed does: each tensor's exact norm to its dtype;
+then torch takes the norm of those, the coefficient and the products. Of one norm all bits are
+torch's. The norm is another where torch's own sums over a tensor's elements are off: those of
+float32 and float64 are by some units in the last place, but 2-norms of bfloat16 hardly ever, as
+torch sums them in float32; and where dtypes are mixed, as newer versions of torch then add up the
+tensors' norms in another order. Where torch's sum over a tensor overflows or underflows, torch
+itself takes that tensor's norm. What it can't do (float16 on the CPU, in some versions) is a
+RuntimeError.
 
 Tensors may be of any mix of dtypes and devices; each is multiplied where it is. A server on this
 host that uses the GPU, with --allow-cuda-ipc, measures those of CUDA there: they are copied on the
