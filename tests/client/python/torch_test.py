@@ -2,7 +2,6 @@
 right.
 """
 
-import base64
 import concurrent.futures
 import dataclasses
 import math
@@ -10,7 +9,7 @@ import socket
 
 import gradclip
 import pytest
-from golden import CASES, EXPECTED, NAMES, is_exact, number, read_safetensors, tensors
+from golden import CASES, EXPECTED, is_exact, number, read_safetensors, tensors
 
 torch = pytest.importorskip("torch")
 

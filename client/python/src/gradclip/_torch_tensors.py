@@ -119,9 +119,9 @@ def check_compat(compat: Optional[str], group: Optional[Group]) -> bool:
     return compat is not None
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _sum_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """What torch adds up the squares of dtype in: where 256 squared is not beyond it, float32 for float16."""
+    """What torch adds up the squares of dtype in. Some versions: float16 in itself."""
     if dtype is torch.float16:
         two = torch.full((2,), 256.0, dtype=dtype, device=device)
         if not torch.linalg.vector_norm(two).isfinite():
