@@ -7,6 +7,7 @@ import contextlib
 import datetime
 import os
 import pathlib
+import random
 import statistics
 import subprocess
 import sys
@@ -72,15 +73,19 @@ def seconds_of(clip: Clip, max_norm: float) -> float:
 def measure(ways: dict[str, Clip], rounds: int, norm: Optional[float]) -> dict[str, list[float]]:
     """Seconds of each way, round by round, after one that does not count.
 
+    Each round has another order, so that none always comes after the same one, whose threads and
+    caches it would find.
+
     norm: of each way's gradient, which is then clipped; None to clip nothing.
     """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    names = list(ways)
+    names, order = list(ways), random.Random(0)
     for index in range(rounds + 1):
         limit = CLIPS_NOTHING
         if norm is not None:
             norm = limit = norm * CLIPS
-        for name in names[index % len(names) :] + names[: index % len(names)]:
+        order.shuffle(names)
+        for name in names:
             took = seconds_of(ways[name], limit)
             if index > 0:
                 seconds[name].append(took)

@@ -4,7 +4,7 @@ One gradient, with the shapes of GPT-2 124M, in float32 and bfloat16, clipped an
 gradclip.torch.SharedGradients ("shared"), by gradclip.torch.clip_grad_norm_, which copies the
 gradient to memory that the server reads ("copied") or is told to send it ("streamed"), by
 torch.nn.utils.clip_grad_norm_, and by optax.clip_by_global_norm where jax is installed. Each round
-has all of them, in changing order; a ratio is the median of the rounds' ratios.
+has all of them, in another order; a ratio is the median of the rounds' ratios.
 
 PyTorch's threads are as many as its own function is fastest with.
 """

@@ -266,6 +266,23 @@ def test_the_two_halves_do_what_torch_s_do(norm_type):
         torch.testing.assert_close(a.grad, b.grad)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("coefficient", [1 / 3, 1 - 2**-9, 0.5000001, 1e-3, 1e-20, 0.0])
+def test_halves_are_multiplied_in_float32_and_rounded_once(dtype, coefficient):
+    """Every half, in gradients whose ends are inside and outside of any vector and row."""
+    halves = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16).view(dtype)
+    expected = (halves.float() * coefficient).to(dtype)
+    for first, last in ((0, 65536), (0, 1), (5, 12), (1, 32768), (0, 32769), (31743, 65535)):
+        one = parameter(halves[first:last].clone())
+        # max_norm / (total_norm + 1e-6) is the coefficient.
+        clip_grads_with_norm_(one, coefficient, 1 - 1e-6)
+        assert same_bits([one.grad], [expected[first:last]])
+        zeros = expected[first:last] == 0
+        assert torch.equal(
+            torch.signbit(one.grad)[zeros], torch.signbit(expected[first:last])[zeros]
+        )
+
+
 def test_ranks_clip_by_the_norm_of_both():
     group = gradclip.Group("torch", 0, 0, 2)
     ranks = [parameter(torch.tensor([3.0])), parameter(torch.tensor([4.0]))]
