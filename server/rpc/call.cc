@@ -269,15 +269,19 @@ void Call::TakeShared(const v1::SharedRanges& ranges) {
 
 void Call::RunWork(void (Call::*then)()) {
   const size_t tasks = session_.work_tasks();
-  const bool small = tasks <= 1 || session_.work_bytes() < kLeastForPool;
-  if (tasks == 0 || (small && !session_.work_waits())) {
-    for (size_t task = 0; task < tasks; ++task) session_.RunTask(task);
-    return FinishWork(then);
-  }
+  const bool waits = session_.work_waits();
   const std::shared_ptr<Call> self = shared_from_this();
-  environment_.pool.Run(
-      tasks, [self](size_t task) { self->session_.RunTask(task); },
-      [self, then] { self->FinishWork(then); });
+  const auto run = [self](size_t task) { self->session_.RunTask(task); };
+  const auto run_all = [run, self, tasks, then] {
+    for (size_t task = 0; task < tasks; ++task) run(task);
+    self->FinishWork(then);
+  };
+  if (tasks == 0 || (!waits && (tasks == 1 || session_.work_bytes() < kLeastForPool))) {
+    return run_all();
+  }
+  // One after the other, as a device takes them in any case; the host's beside them, too.
+  if (waits) return environment_.device_threads.Run(run_all);
+  environment_.pool.Run(tasks, run, [self, then] { self->FinishWork(then); });
 }
 
 void Call::FinishWork(void (Call::*then)()) {

@@ -12,11 +12,11 @@
 #include "emulated_cuda.h"
 #include "tests/server/backend/cuda/device_buffer.h"
 #include "tests/server/rpc/memory_socket_server.h"
-#include "tests/server/shm/memory_client.h"
 
 namespace gradclip {
 namespace {
 
+using testing::Contains;
 using testing::HasSubstr;
 
 // Memory of the first GPU, registered over a connection of its own.
@@ -137,6 +137,30 @@ TEST_F(GpuMemory, IsNotTakenWhereOnlyTheCpuIsUsed) {
   OnGpu memory(socket(), Bytes<float>({3, 4}));
   ASSERT_TRUE(memory.answer().has_value());
   EXPECT_EQ(memory.answer()->code, absl::StatusCode::kUnimplemented);
+}
+
+// Work that waits for a GPU has threads of its own.
+TEST_F(GpuMemory, KeepsNoHostMemoryWaitingWhereTheGpuDoesNotAnswer) {
+  options_.compute_threads = 1;
+  Serve();
+  OnGpu memory(socket(), Bytes<float>({3, 4}));
+  Shared host(socket(), uint64_t{4} << 20);
+  host.Write(0, Bytes<float>({12, 5}));
+  for (size_t query = 1; query <= 100'000; ++query) {
+    emulated_cuda::FailCall("cudaStreamQuery", query, cudaErrorNotReady);
+  }
+  emulated_cuda::ForgetCalls();
+  Reply waits;
+  std::thread caller([&] { waits = Clip({ClipStart(1, 2), memory.Ranges(0, 8)}); });
+  EXPECT_TRUE(
+      Await([] { return testing::Value(emulated_cuda::Calls(), Contains("cudaStreamQuery")); }));
+  const Reply reply = Clip({ClipStart(1, host.size() / 4), host.Ranges(0, host.size())});
+  EXPECT_TRUE(reply.status.ok()) << reply.status.error_message();
+  EXPECT_EQ(reply.result.norm().total_norm(), 13);
+  emulated_cuda::ClearFailures();
+  caller.join();
+  EXPECT_TRUE(waits.status.ok()) << waits.status.error_message();
+  EXPECT_EQ(waits.result.norm().total_norm(), 5);
 }
 
 // The host has no other way to the bytes, so that no policy makes it take over.

@@ -1,4 +1,5 @@
-// A server with a memory socket, in a folder of its own. Not thread-safe.
+// A server with a memory socket, in a folder of its own, and host memory that is registered there.
+// Not thread-safe.
 #ifndef GRADCLIP_TESTS_SERVER_RPC_MEMORY_SOCKET_SERVER_H_
 #define GRADCLIP_TESTS_SERVER_RPC_MEMORY_SOCKET_SERVER_H_
 
@@ -7,6 +8,8 @@
 #include <string>
 
 #include "tests/server/rpc/server_fixture.h"
+#include "tests/server/shm/memfds.h"
+#include "tests/server/shm/memory_client.h"
 
 namespace gradclip {
 
@@ -26,6 +29,33 @@ class MemorySocketServer : public ServerTest {
   const std::string& socket() const { return options_.memory_socket; }
 
   std::filesystem::path folder_;
+};
+
+// A client's memory, mapped and registered over a connection of its own.
+class Shared : public MappedMemfd {
+ public:
+  Shared(const std::string& socket, uint64_t bytes, uint16_t flags = 0)
+      : MappedMemfd(bytes), connection_(socket) {
+    const auto answer = connection_.Register(memfd(), size(), flags);
+    EXPECT_TRUE(answer.has_value() && answer->code == absl::StatusCode::kOk);
+    if (answer.has_value()) {
+      token_.assign(reinterpret_cast<const char*>(answer->token.data()), answer->token.size());
+    }
+  }
+
+  template <typename Request = v1::ClipGradNormRequest>
+  Request Ranges(uint64_t offset, uint64_t length) const {
+    Request request;
+    request.mutable_shared()->set_region(token_);
+    request.mutable_shared()->add_offset(offset);
+    request.mutable_shared()->add_length(length);
+    return request;
+  }
+  void Close() { connection_.Close(); }
+
+ private:
+  MemoryClient connection_;
+  std::string token_;
 };
 
 }  // namespace gradclip

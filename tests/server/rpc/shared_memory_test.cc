@@ -7,39 +7,11 @@
 
 #include "tests/server/rpc/memory_socket_server.h"
 #include "tests/server/shm/memfds.h"
-#include "tests/server/shm/memory_client.h"
 
 namespace gradclip {
 namespace {
 
 using testing::HasSubstr;
-
-// A client's memory, mapped and registered over a connection of its own.
-class Shared : public MappedMemfd {
- public:
-  Shared(const std::string& socket, uint64_t bytes, uint16_t flags = 0)
-      : MappedMemfd(bytes), connection_(socket) {
-    const auto answer = connection_.Register(memfd(), size(), flags);
-    EXPECT_TRUE(answer.has_value() && answer->code == absl::StatusCode::kOk);
-    if (answer.has_value()) {
-      token_.assign(reinterpret_cast<const char*>(answer->token.data()), answer->token.size());
-    }
-  }
-
-  template <typename Request = v1::ClipGradNormRequest>
-  Request Ranges(uint64_t offset, uint64_t length) const {
-    Request request;
-    request.mutable_shared()->set_region(token_);
-    request.mutable_shared()->add_offset(offset);
-    request.mutable_shared()->add_length(length);
-    return request;
-  }
-  void Close() { connection_.Close(); }
-
- private:
-  MemoryClient connection_;
-  std::string token_;
-};
 
 class SharedMemoryTest : public MemorySocketServer {
  protected:
