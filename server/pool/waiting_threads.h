@@ -1,42 +1,38 @@
-// Threads for work that waits, as for a device: it would keep those of a WorkerPool, of which there
-// are as many as processors, from work that computes. Thread-safe.
+// Threads of one's own, for WorkerPool alone. oneTBB's would do for work that computes, and not for
+// work that waits: one that waits keeps others, of other pools too, from their work. Thread-safe.
 #ifndef GRADCLIP_SERVER_POOL_WAITING_THREADS_H_
 #define GRADCLIP_SERVER_POOL_WAITING_THREADS_H_
 
 #include <condition_variable>
-#include <cstddef>
 #include <deque>
-#include <functional>
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
+
+#include "server/pool/threads.h"
 
 namespace gradclip {
 
-class WaitingThreads {
+class WaitingThreads : public Threads {
  public:
-  // Up to `most` threads, at least 1, each started once it is needed.
-  explicit WaitingThreads(size_t most) : most_(most) {}
-  ~WaitingThreads();  // runs what is queued, and waits for it
+  // count: at least 1.
+  explicit WaitingThreads(int count);
+  ~WaitingThreads() override;  // makes the calls that are to come, and waits for them
 
-  WaitingThreads(const WaitingThreads&) = delete;
-  WaitingThreads& operator=(const WaitingThreads&) = delete;
-
-  // Runs `work` on one of them, the first given first. Returns at once. REQUIRES: it does not
-  // throw.
-  void Run(std::function<void()> work);
+  int count() const override { return static_cast<int>(threads_.size()); }
+  void Call(void (*work)(void*), void* argument) override;
 
  private:
   void Work();
 
-  const size_t most_;
   std::mutex mutex_;
   std::condition_variable changed_;
   // Guarded by mutex_.
-  std::deque<std::function<void()>> queue_;
-  std::vector<std::thread> threads_;
-  size_t idle_ = 0;
+  std::deque<std::pair<void (*)(void*), void*>> calls_;
   bool ending_ = false;
+
+  std::vector<std::thread> threads_;
 };
 
 }  // namespace gradclip

@@ -3,7 +3,18 @@
 #include <atomic>
 #include <utility>
 
+#include "server/pool/waiting_threads.h"
+#include "server/pool/worker_threads.h"
+
 namespace gradclip {
+namespace {
+
+std::unique_ptr<Threads> MakeThreads(int count, WorkerPool::For work) {
+  if (work == WorkerPool::For::kWaiting) return std::make_unique<WaitingThreads>(count);
+  return std::make_unique<WorkerThreads>(count);
+}
+
+}  // namespace
 
 struct WorkerPool::Job {
   Job(size_t count, std::function<void(size_t)> run, std::function<void()> end)
@@ -22,7 +33,7 @@ struct WorkerPool::Job {
   }
 };
 
-WorkerPool::WorkerPool(int threads) : threads_(threads) {}
+WorkerPool::WorkerPool(int threads, For work) : threads_(MakeThreads(threads, work)) {}
 
 WorkerPool::~WorkerPool() {
   std::unique_lock lock(mutex_);
@@ -41,7 +52,7 @@ void WorkerPool::Run(size_t tasks, std::function<void(size_t)> task, std::functi
     }
   }
   for (; more > 0; --more) {
-    threads_.Call([](void* pool) { static_cast<WorkerPool*>(pool)->Work(); }, this);
+    threads_->Call([](void* pool) { static_cast<WorkerPool*>(pool)->Work(); }, this);
   }
 }
 

@@ -1,29 +1,33 @@
 // Threads that measure and scale large memory for calls, so that no reaction to a caller has to.
+// Those that compute are as many as processors; what waits, as for a device, has a pool of its own.
 // Thread-safe.
 #ifndef GRADCLIP_SERVER_POOL_WORKER_POOL_H_
 #define GRADCLIP_SERVER_POOL_WORKER_POOL_H_
 
 #include <condition_variable>
 #include <cstddef>
+#include <cstdint>
 #include <deque>
 #include <functional>
 #include <memory>
 #include <mutex>
 
-#include "server/pool/worker_threads.h"
+#include "server/pool/threads.h"
 
 namespace gradclip {
 
 class WorkerPool {
  public:
-  // threads: at least 1; 0: one for each processor that this process may use.
-  explicit WorkerPool(int threads);
+  enum class For : uint8_t { kComputing, kWaiting };
+
+  // threads: at least 1; 0, for computing: one for each processor that this process may use.
+  explicit WorkerPool(int threads, For work = For::kComputing);
   ~WorkerPool();  // waits for what runs
 
   WorkerPool(const WorkerPool&) = delete;
   WorkerPool& operator=(const WorkerPool&) = delete;
 
-  int threads() const { return threads_.count(); }
+  int threads() const { return threads_->count(); }
 
   // Runs task(0) .. task(tasks - 1) on the pool's threads, several at once, then `done` on the
   // thread that ran the last. Returns at once; `done` may run before it does. Where several jobs
@@ -36,7 +40,7 @@ class WorkerPool {
 
   void Work();  // takes tasks until there are none
 
-  WorkerThreads threads_;
+  const std::unique_ptr<Threads> threads_;
 
   std::mutex mutex_;
   std::condition_variable idle_;

@@ -4,18 +4,18 @@
 
 #include <memory>
 
+#include "server/pool/threads.h"
+
 namespace gradclip {
 
-class WorkerThreads {
+class WorkerThreads : public Threads {
  public:
   // count: at least 1; 0: one for each processor that this process may use.
   explicit WorkerThreads(int count);
-  ~WorkerThreads();
+  ~WorkerThreads() override;
 
-  int count() const { return count_; }
-
-  // Calls work(argument) on one of them, soon.
-  void Call(void (*work)(void*), void* argument);
+  int count() const override { return count_; }
+  void Call(void (*work)(void*), void* argument) override;
 
  private:
   struct Arena;

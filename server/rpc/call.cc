@@ -3,9 +3,12 @@
 #include <grpc/grpc.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <optional>
+#include <utility>
+#include <vector>
 
 #include "absl/strings/str_format.h"
 
@@ -269,19 +272,39 @@ void Call::TakeShared(const v1::SharedRanges& ranges) {
 
 void Call::RunWork(void (Call::*then)()) {
   const size_t tasks = session_.work_tasks();
-  const bool waits = session_.work_waits();
-  const std::shared_ptr<Call> self = shared_from_this();
-  const auto run = [self](size_t task) { self->session_.RunTask(task); };
-  const auto run_all = [run, self, tasks, then] {
-    for (size_t task = 0; task < tasks; ++task) run(task);
-    self->FinishWork(then);
-  };
-  if (tasks == 0 || (!waits && (tasks == 1 || session_.work_bytes() < kLeastForPool))) {
-    return run_all();
+  if (session_.work_waits()) return RunWaitingWork(then);
+  if (tasks <= 1 || session_.work_bytes() < kLeastForPool) {
+    for (size_t task = 0; task < tasks; ++task) session_.RunTask(task);
+    return FinishWork(then);
   }
-  // One after the other, as a device takes them in any case; the host's beside them, too.
-  if (waits) return environment_.device_threads.Run(run_all);
-  environment_.pool.Run(tasks, run, [self, then] { self->FinishWork(then); });
+  const std::shared_ptr<Call> self = shared_from_this();
+  environment_.pool.Run(
+      tasks, [self](size_t task) { self->session_.RunTask(task); },
+      [self, then] { self->FinishWork(then); });
+}
+
+void Call::RunWaitingWork(void (Call::*then)()) {
+  std::vector<size_t> waiting;
+  std::vector<size_t> computing;
+  for (size_t task = 0; task < session_.work_tasks(); ++task) {
+    (session_.task_waits(task) ? waiting : computing).push_back(task);
+  }
+  if (waiting.empty() && computing.empty()) return FinishWork(then);
+  const std::shared_ptr<Call> self = shared_from_this();
+  const auto pools_left =
+      std::make_shared<std::atomic<int>>((waiting.empty() ? 0 : 1) + (computing.empty() ? 0 : 1));
+  const auto run = [&](WorkerPool& pool, std::vector<size_t> tasks) {
+    if (tasks.empty()) return;
+    const size_t count = tasks.size();
+    pool.Run(
+        count,
+        [self, tasks = std::move(tasks)](size_t index) { self->session_.RunTask(tasks[index]); },
+        [self, then, pools_left] {
+          if (pools_left->fetch_sub(1, std::memory_order_acq_rel) == 1) self->FinishWork(then);
+        });
+  };
+  run(*environment_.device_pool, std::move(waiting));
+  run(environment_.pool, std::move(computing));
 }
 
 void Call::FinishWork(void (Call::*then)()) {

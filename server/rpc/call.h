@@ -142,8 +142,9 @@ class Call : public Watched, public std::enable_shared_from_this<Call> {
   // Data has come that must be kept, and nothing has been admitted yet: `then` takes it.
   void AdmitBefore(std::function<void()> then);
   void TakeShared(const v1::SharedRanges& ranges);
-  // Runs the session's work, here or in the pool, and goes on with `then`.
+  // Runs the session's work, here or in the pools, and goes on with `then`.
   void RunWork(void (Call::*then)());
+  void RunWaitingWork(void (Call::*then)());  // some of it waits for a device
   void FinishWork(void (Call::*then)());
 
   void Admit();

@@ -19,7 +19,6 @@
 #include "server/observe/limit_hits.h"
 #include "server/observe/log.h"
 #include "server/observe/metrics.h"
-#include "server/pool/waiting_threads.h"
 #include "server/pool/worker_pool.h"
 #include "server/rpc/call_limits.h"
 #include "server/rpc/connection_guard.h"
@@ -51,7 +50,7 @@ struct Environment {
   Log& log;
   Watchdog& watchdog;
   WorkerPool& pool;
-  WaitingThreads& device_threads;           // for work that waits for a device
+  WorkerPool* device_pool = nullptr;        // for work that waits for a device; null without
   const RegionRegistry* regions = nullptr;  // null where there is no memory socket
   Devices* devices = nullptr;               // null where the host does all
   bool host_on_device_error = true;         // --on-gpu-error=cpu

@@ -38,9 +38,9 @@ constexpr absl::Duration kTimeToHear = absl::Seconds(1);
 // needs none of these.
 constexpr int kMaxPluginThreads = 8;
 
-// Calls whose work waits for a device at once. A device takes one's after the other, so this is for
-// several devices, and for one that does not answer beside others that do.
-constexpr size_t kDeviceThreads = 8;
+// Tasks that wait for devices at once. A device takes one after the other, so a few are enough. Of
+// one that does not answer they wait for half a minute, and then for it no more.
+constexpr int kDeviceThreads = 8;
 
 // Clients that ask more often whether the server is there are sent away (ENHANCE_YOUR_CALM).
 constexpr absl::Duration kLeastBetweenPings = absl::Seconds(10);
@@ -214,7 +214,9 @@ Server::Server(const Options& options, std::unique_ptr<Compute> compute,
                 .max_shared_bytes_per_peer = options.max_shared_bytes_per_peer},
                memory_->gradients, options.allow_cuda_ipc ? compute_->devices() : nullptr),
       pool_(static_cast<int>(options.compute_threads)),
-      device_threads_(kDeviceThreads),
+      device_pool_(compute_->devices() == nullptr
+                       ? nullptr
+                       : std::make_unique<WorkerPool>(kDeviceThreads, WorkerPool::For::kWaiting)),
       watchdog_(WatchInterval(options), options.arena_trim_interval,
                 [memory = memory_] {
                   memory->arenas.Trim();
@@ -237,7 +239,7 @@ Server::Server(const Options& options, std::unique_ptr<Compute> compute,
                    .log = log_,
                    .watchdog = watchdog_,
                    .pool = pool_,
-                   .device_threads = device_threads_,
+                   .device_pool = device_pool_.get(),
                    .regions = options.memory_socket.empty() ? nullptr : &regions_,
                    .devices = compute_->devices(),
                    .host_on_device_error = options.on_gpu_error == OnGpuError::kCpu,

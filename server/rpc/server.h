@@ -21,7 +21,6 @@
 #include "server/observe/log.h"
 #include "server/observe/metrics.h"
 #include "server/options/options.h"
-#include "server/pool/waiting_threads.h"
 #include "server/pool/worker_pool.h"
 #include "server/rpc/call_limits.h"
 #include "server/rpc/connection_guard.h"
@@ -85,7 +84,7 @@ class Server {
   const std::shared_ptr<Memory> memory_;
   RegionRegistry regions_;
   WorkerPool pool_;
-  WaitingThreads device_threads_;
+  const std::unique_ptr<WorkerPool> device_pool_;  // null without devices
   Watchdog watchdog_;
   CallLimits call_limits_;
   LimitHits limit_hits_;

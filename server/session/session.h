@@ -116,8 +116,13 @@ class Session {
   // The work at hand. Tasks may run on several threads at once, each once.
   size_t work_tasks() const { return work_tasks_; }
   uint64_t work_bytes() const { return work_bytes_; }
-  // Tasks wait for a device: some ms, or more where other work is there before.
+  // Whether some tasks wait for a device, and whether this one does: some ms, or more where other
+  // work is there before.
   bool work_waits() const { return work_ != Work::kNone && shared_->on_devices(); }
+  bool task_waits(size_t index) const {
+    return work_ == Work::kMeasure ? shared_->tasks()[index].memory != nullptr
+                                   : shared_->ScalesOnDevice(index);
+  }
   void RunTask(size_t index);
   absl::Status FinishWork();
   // Tasks that have not begun will do nothing. The one method for any thread at any time.

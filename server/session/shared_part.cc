@@ -259,7 +259,7 @@ void SharedPart::ForgetPieces() {
 }
 
 void SharedPart::Scale(size_t index, double coefficient, bool assign_zero) {
-  const Task& task = tasks_[tasks_.size() - 1 - index];
+  const Task& task = scale_task(index);
   if (task.memory != nullptr) {
     return Note(ScaleOnDevice(*task.memory, pieces(task), coefficient, assign_zero));
   }

@@ -84,6 +84,7 @@ class SharedPart {
   // Scales the elements of one of scale_tasks() tasks: of all that were planned, the last first,
   // which caches may still hold. assign_zero: sets them to 0.
   size_t scale_tasks() const { return tasks_.size(); }
+  bool ScalesOnDevice(size_t index) const { return scale_task(index).memory != nullptr; }
   void Scale(size_t index, double coefficient, bool assign_zero);
 
   // How the tasks that have run went. A page of a region was lost while it was used:
@@ -100,6 +101,7 @@ class SharedPart {
     uint64_t bytes;
   };
 
+  const Task& scale_task(size_t index) const { return tasks_[tasks_.size() - 1 - index]; }
   absl::Status CheckRange(const Region& region, uint64_t offset, uint64_t length);
   void MeasureOnDeviceOf(const Task& task, size_t index);
   void Note(absl::Status of_device);

@@ -283,6 +283,17 @@ def test_halves_are_multiplied_in_float32_and_rounded_once(dtype, coefficient):
         )
 
 
+@pytest.mark.skipif(not hasattr(torch, "set_default_device"), reason="this torch has one device")
+def test_the_default_device_is_not_asked():
+    for dtype in DTYPES.values():
+        one = parameter(torch.tensor([3.0, 4.0]).to(dtype))
+        with torch.device("meta"):
+            clip_grads_with_norm_(one, 2.5, 5.0)
+            norms = [get_total_norm(one.grad, compat=compat) for compat in (None, "torch")]
+        assert one.grad.tolist() == pytest.approx([1.5, 2.0], rel=1e-2)
+        assert [norm.item() for norm in norms] == pytest.approx([2.5, 2.5], rel=1e-2)
+
+
 def test_ranks_clip_by_the_norm_of_both():
     group = gradclip.Group("torch", 0, 0, 2)
     ranks = [parameter(torch.tensor([3.0])), parameter(torch.tensor([4.0]))]

@@ -36,8 +36,17 @@ TEST(WorkerPool, HasAThreadForEachProcessorUnlessItIsTold) {
   EXPECT_EQ(WorkerPool(3).threads(), 3);
 }
 
-TEST(WorkerPool, RunsEachTaskOnceAndThenTheEnd) {
-  WorkerPool pool(3);
+class WorkerPoolTest : public testing::TestWithParam<WorkerPool::For> {};
+
+INSTANTIATE_TEST_SUITE_P(Both, WorkerPoolTest,
+                         testing::Values(WorkerPool::For::kComputing, WorkerPool::For::kWaiting),
+                         [](const auto& info) {
+                           return info.param == WorkerPool::For::kComputing ? "Computing"
+                                                                            : "Waiting";
+                         });
+
+TEST_P(WorkerPoolTest, RunsEachTaskOnceAndThenTheEnd) {
+  WorkerPool pool(3, GetParam());
   constexpr size_t kTasks = 1000;
   std::vector<int> runs(kTasks, 0);
   Counter done;
@@ -52,8 +61,8 @@ TEST(WorkerPool, RunsEachTaskOnceAndThenTheEnd) {
   EXPECT_TRUE(all_ran);
 }
 
-TEST(WorkerPool, RunsSeveralTasksOfAJobAtOnce) {
-  WorkerPool pool(2);
+TEST_P(WorkerPoolTest, RunsSeveralTasksOfAJobAtOnce) {
+  WorkerPool pool(2, GetParam());
   Counter begun;
   Counter done;
   // Each waits for the other.
@@ -67,8 +76,8 @@ TEST(WorkerPool, RunsSeveralTasksOfAJobAtOnce) {
   done.Await(1);
 }
 
-TEST(WorkerPool, GivesAShortJobItsTurnAmidALongOne) {
-  WorkerPool pool(1);
+TEST_P(WorkerPoolTest, GivesAShortJobItsTurnAmidALongOne) {
+  WorkerPool pool(1, GetParam());
   Counter first_runs;
   Counter go;
   Counter done;
@@ -91,11 +100,11 @@ TEST(WorkerPool, GivesAShortJobItsTurnAmidALongOne) {
   EXPECT_EQ(long_tasks, 100);
 }
 
-TEST(WorkerPool, TakesJobsFromItsOwnTasksAndFromManyThreads) {
+TEST_P(WorkerPoolTest, TakesJobsFromItsOwnTasksAndFromManyThreads) {
   Counter done;
   std::atomic<int> runs = 0;
   {
-    WorkerPool pool(2);
+    WorkerPool pool(2, GetParam());
     std::vector<std::thread> callers;
     for (int i = 0; i < 4; ++i) {
       callers.emplace_back([&] {
@@ -115,16 +124,35 @@ TEST(WorkerPool, TakesJobsFromItsOwnTasksAndFromManyThreads) {
   EXPECT_EQ(runs, 200 * 8);
 }
 
-TEST(WorkerPool, EndsOnlyOnceAllHasRun) {
+TEST_P(WorkerPoolTest, EndsOnlyOnceAllHasRun) {
   std::atomic<int> runs = 0;
   bool ended = false;
   {
-    WorkerPool pool(2);
+    WorkerPool pool(2, GetParam());
     pool.Run(
         500, [&](size_t) { ++runs; }, [&] { ended = true; });
   }
   EXPECT_EQ(runs, 500);
   EXPECT_TRUE(ended);
+}
+
+TEST(WorkerPool, ForWaitingKeepsNoThreadOfOneForComputing) {
+  Counter begun;
+  Counter computed;
+  Counter done;
+  WorkerPool waiting(4, WorkerPool::For::kWaiting);
+  WorkerPool computing(1);
+  waiting.Run(
+      2,
+      [&](size_t) {
+        begun.Add();
+        computed.Await(1);
+      },
+      [&] { done.Add(); });
+  begun.Await(2);
+  computing.Run(
+      4, [](size_t) {}, [&] { computed.Add(); });
+  done.Await(1);
 }
 
 }  // namespace

@@ -96,6 +96,20 @@ TEST_F(GpuMemory, IsClippedInPlace) {
   EXPECT_EQ(memory.Read(), Bytes<float>({0, 3 * c, 4 * c, 0}));
 }
 
+TEST_F(GpuMemory, IsClippedTogetherWithTheHosts) {
+  Serve();
+  OnGpu memory(socket(), Bytes<float>({3, 4}));
+  Shared host(socket(), uint64_t{4} << 20);
+  host.Write(8, Bytes<float>({12}));
+  const Reply reply =
+      Clip({ClipStart(1, 2 + host.size() / 4), memory.Ranges(0, 8), host.Ranges(0, host.size())});
+  ASSERT_TRUE(reply.status.ok()) << reply.status.error_message();
+  EXPECT_EQ(reply.result.norm().total_norm(), 13);
+  const auto c = static_cast<float>(reply.result.coefficient());
+  EXPECT_EQ(memory.Read(), Bytes<float>({3 * c, 4 * c}));
+  EXPECT_EQ(host.Read(8, 4), Bytes<float>({12 * c}));
+}
+
 TEST_F(GpuMemory, GoesTogetherWithDataAndIsReadOnlyForItsNorm) {
   Serve();
   OnGpu memory(socket(), Bytes<float>({3, 4}), Registration::kReadOnly);
@@ -146,7 +160,7 @@ TEST_F(GpuMemory, KeepsNoHostMemoryWaitingWhereTheGpuDoesNotAnswer) {
   OnGpu memory(socket(), Bytes<float>({3, 4}));
   Shared host(socket(), uint64_t{4} << 20);
   host.Write(0, Bytes<float>({12, 5}));
-  for (size_t query = 1; query <= 100'000; ++query) {
+  for (size_t query = 1; query <= 40'000; ++query) {
     emulated_cuda::FailCall("cudaStreamQuery", query, cudaErrorNotReady);
   }
   emulated_cuda::ForgetCalls();

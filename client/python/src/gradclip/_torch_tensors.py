@@ -97,7 +97,7 @@ def multiply(grads: list[Tensor], coefficient: float, foreach: Optional[bool]) -
         for one in rounded:
             if not one.is_contiguous():
                 one.copy_(one.to(wide).mul_(coefficient))
-            elif wide is torch.float32 and _cuda.device_of(one) is None and _fuses(one.dtype):
+            elif wide is torch.float32 and one.device.type == "cpu" and _fuses(one.dtype):
                 _multiply_fused(one.view(-1), coefficient)
             else:
                 chunk = _CHUNK if _cuda.device_of(one) is None else _CHUNK_ON_DEVICE
@@ -108,7 +108,7 @@ def multiply(grads: list[Tensor], coefficient: float, foreach: Optional[bool]) -
 @functools.cache
 def _fuses(dtype: torch.dtype) -> bool:
     """Whether this torch has addcmul for halves on the CPU: 1.13 has not for float16."""
-    one = torch.ones(1, dtype=dtype)
+    one = torch.ones(1, dtype=dtype, device="cpu")
     try:
         torch.addcmul(one, one, one)
     except RuntimeError:
@@ -117,14 +117,14 @@ def _fuses(dtype: torch.dtype) -> bool:
 
 
 def _multiply_fused(halves: Tensor, coefficient: float) -> None:
-    """Multiplies halves of shape (n,) in float32 and rounds once, in one pass over them.
+    """Multiplies halves, (n,) on the CPU, in float32 and rounds once, in one pass over them.
 
     As -0 + coefficient * x * 1: addcmul takes its factor as a float32, where mul_ of torch 1.13
     rounds it to the halves' dtype first. Its fast path wants two of the three dense; the row of
     ones stays in the caches. -0 and not 0, which would make 0 of -0.
     """
-    minus_zero = torch.tensor(-0.0, dtype=halves.dtype)
-    ones = torch.ones(min(_ROW, halves.numel()), dtype=halves.dtype)
+    minus_zero = torch.tensor(-0.0, dtype=halves.dtype, device="cpu")
+    ones = torch.ones(min(_ROW, halves.numel()), dtype=halves.dtype, device="cpu")
     whole = halves.numel() // _ROW * _ROW
     for part in (halves[:whole].view(-1, _ROW), halves[whole:]):
         if part.numel() > 0:
@@ -151,7 +151,11 @@ def check_compat(compat: Optional[str], group: Optional[Group]) -> bool:
 
 @functools.cache
 def _sum_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """What torch adds up the squares of dtype in. Some versions: float16 in itself."""
+    """What torch adds up the squares of dtype in. Some versions: float16 in itself.
+
+    Other powers of halves some versions add up in the halves' dtype, and end at a sum to which no
+    term adds anything, long before it overflows.
+    """
     if dtype is torch.float16:
         two = torch.full((2,), 256.0, dtype=dtype, device=device)
         if not torch.linalg.vector_norm(two).isfinite():
@@ -178,15 +182,16 @@ def norm_as_torch(answer: NormAnswer, norm_type: float, tensors: list[Tensor]) -
 
     REQUIRES: an answer with a norm for each of the tensors, of which there is one at least.
     """
-    norms = torch.tensor([one.norm for one in answer.tensors], dtype=torch.float64)
+    norms = torch.tensor([one.norm for one in answer.tensors], dtype=torch.float64, device="cpu")
     dtypes = [one.dtype for one in tensors]
-    rounded = torch.empty(len(tensors), dtype=functools.reduce(torch.promote_types, dtypes))
+    widest = functools.reduce(torch.promote_types, dtypes)
+    rounded = torch.empty(len(tensors), dtype=widest, device="cpu")
     for dtype in set(dtypes):
-        of_dtype = torch.tensor([one is dtype for one in dtypes])
+        of_dtype = torch.tensor([one is dtype for one in dtypes], device="cpu")
         rounded[of_dtype] = norms[of_dtype].to(dtype).to(rounded.dtype)
     for index, (one, tensor) in enumerate(zip(answer.tensors, tensors)):
         if not _sums_right(one.norm, norm_type, tensor):
-            rounded[index] = torch.linalg.vector_norm(tensor, norm_type)
+            rounded[index] = torch.linalg.vector_norm(tensor.detach(), norm_type)
     total_norm: Tensor = torch.linalg.vector_norm(rounded, norm_type).to(tensors[0].device)
     return total_norm
 

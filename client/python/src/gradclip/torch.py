@@ -19,8 +19,9 @@ compat="torch" rounds as the torch that is installed does: each tensor's exact n
 then torch takes the norm of those, the coefficient and the products. Of one norm all bits are
 torch's. The norm is another where torch's own sums over a tensor's elements are off: those of
 float32 and float64 are by some units in the last place, but 2-norms of bfloat16 hardly ever, as
-torch sums them in float32; and where dtypes are mixed, as newer versions of torch then add up the
-tensors' norms in another order. Where torch's sum over a tensor overflows or underflows, torch
+torch sums them in float32, and norms of halves with another p by far in older versions, which sum
+them in halves; and where dtypes are mixed, as newer versions then add up the tensors' norms in
+another order. Where torch's sum over a tensor overflows or underflows, torch
 itself takes that tensor's norm. What it can't do (float16 on the CPU, in some versions) is a
 RuntimeError.
 
