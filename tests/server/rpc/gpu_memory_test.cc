@@ -49,12 +49,7 @@ class OnGpu {
 
   template <typename Request = v1::ClipGradNormRequest>
   Request Ranges(uint64_t offset, uint64_t length) const {
-    Request request;
-    request.mutable_shared()->set_region(
-        std::string(reinterpret_cast<const char*>(answer_->token.data()), answer_->token.size()));
-    request.mutable_shared()->add_offset(offset);
-    request.mutable_shared()->add_length(length);
-    return request;
+    return RangesOf<Request>(answer_->token, offset, length);
   }
 
   std::string Read() {

@@ -31,6 +31,17 @@ class MemorySocketServer : public ServerTest {
   std::filesystem::path folder_;
 };
 
+// A request with `length` bytes of a region, from `offset` on.
+template <typename Request>
+Request RangesOf(const RegionToken& region, uint64_t offset, uint64_t length) {
+  Request request;
+  request.mutable_shared()->set_region(
+      std::string(reinterpret_cast<const char*>(region.data()), region.size()));
+  request.mutable_shared()->add_offset(offset);
+  request.mutable_shared()->add_length(length);
+  return request;
+}
+
 // A client's memory, mapped and registered over a connection of its own.
 class Shared : public MappedMemfd {
  public:
@@ -38,24 +49,18 @@ class Shared : public MappedMemfd {
       : MappedMemfd(bytes), connection_(socket) {
     const auto answer = connection_.Register(memfd(), size(), flags);
     EXPECT_TRUE(answer.has_value() && answer->code == absl::StatusCode::kOk);
-    if (answer.has_value()) {
-      token_.assign(reinterpret_cast<const char*>(answer->token.data()), answer->token.size());
-    }
+    if (answer.has_value()) token_ = answer->token;
   }
 
   template <typename Request = v1::ClipGradNormRequest>
   Request Ranges(uint64_t offset, uint64_t length) const {
-    Request request;
-    request.mutable_shared()->set_region(token_);
-    request.mutable_shared()->add_offset(offset);
-    request.mutable_shared()->add_length(length);
-    return request;
+    return RangesOf<Request>(token_, offset, length);
   }
   void Close() { connection_.Close(); }
 
  private:
   MemoryClient connection_;
-  std::string token_;
+  RegionToken token_{};
 };
 
 }  // namespace gradclip
