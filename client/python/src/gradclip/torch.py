@@ -21,9 +21,8 @@ torch's. The norm is another where torch's own sums over a tensor's elements are
 float32 and float64 are by some units in the last place, but 2-norms of bfloat16 hardly ever, as
 torch sums them in float32, and norms of halves with another p by far in older versions, which sum
 them in halves; and where dtypes are mixed, as newer versions then add up the tensors' norms in
-another order. Where torch's sum over a tensor overflows or underflows, torch
-itself takes that tensor's norm. What it can't do (float16 on the CPU, in some versions) is a
-RuntimeError.
+another order. Where torch's sum over a tensor overflows or underflows, torch itself takes that
+tensor's norm. What it can't do (float16 on the CPU, in some versions) is a RuntimeError.
 
 Tensors may be of any mix of dtypes and devices; each is multiplied where it is. A server on this
 host that uses the GPU, with --allow-cuda-ipc, measures those of CUDA there: they are copied on the
