@@ -313,7 +313,7 @@ ServerState Server::State() const {
   state.budget_bytes = memory_->gradients.total_bytes();
   state.budget_used_bytes = reserved_bytes();
   state.declarations_bytes = memory_->declarations.total_bytes();
-  state.declarations_used_bytes = memory_->declarations.used_bytes();
+  state.declarations_used_bytes = declarations_bytes();
   state.arena_used_bytes = memory_->arenas.used_bytes();
   state.arena_free_bytes = memory_->arenas.free_bytes();
   state.calls = calls();

@@ -63,6 +63,8 @@ class Server {
   // some.
   uint64_t reserved_bytes() const { return memory_->gradients.used_bytes(); }
   uint64_t waiting_calls() const { return memory_->gradients.waiting(); }
+  // What the parsed start messages of calls in progress may hold.
+  uint64_t declarations_bytes() const { return memory_->declarations.used_bytes(); }
 
   // Health turns NOT_SERVING, new calls are refused (UNAVAILABLE), running ones may end and their
   // callers take the replies until `timeout` has passed; what is left then is cancelled. Returns
