@@ -9,7 +9,8 @@
 // session.h says. After any other method that starts an operation, its completion may already be
 // running elsewhere: touch nothing afterwards.
 //
-// What a call does as a rank of a group is in call_group.cc.
+// How it gets memory is in call_memory.cc, how it uses the pools' threads in call_work.cc, how it
+// ends in call_end.cc, and what it does as a rank of a group in call_group.cc.
 #ifndef GRADCLIP_SERVER_RPC_CALL_H_
 #define GRADCLIP_SERVER_RPC_CALL_H_
 
@@ -144,7 +145,7 @@ class Call : public Watched, public std::enable_shared_from_this<Call> {
   void TakeShared(const v1::SharedRanges& ranges);
   // Runs the session's work, here or in the pools, and goes on with `then`.
   void RunWork(void (Call::*then)());
-  void RunWaitingWork(void (Call::*then)());  // some of it waits for a device
+  void RunInPools(void (Call::*then)());
   void FinishWork(void (Call::*then)());
 
   void Admit();

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 
@@ -44,13 +45,17 @@ struct Memory {
   ArenaPool arenas;
 };
 
+// Threads for work that waits for a device, by the device's name: where one does not answer,
+// others' work goes on.
+using DevicePools = std::map<std::string, WorkerPool, std::less<>>;
+
 struct Environment {
   const Backend& backend;
   const std::shared_ptr<Memory> memory;
   Log& log;
   Watchdog& watchdog;
   WorkerPool& pool;
-  WorkerPool* device_pool = nullptr;        // for work that waits for a device; null without
+  DevicePools& device_pools;
   const RegionRegistry* regions = nullptr;  // null where there is no memory socket
   Devices* devices = nullptr;               // null where the host does all
   bool host_on_device_error = true;         // --on-gpu-error=cpu

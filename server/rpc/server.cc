@@ -38,9 +38,9 @@ constexpr absl::Duration kTimeToHear = absl::Seconds(1);
 // needs none of these.
 constexpr int kMaxPluginThreads = 8;
 
-// Tasks that wait for devices at once. A device takes one after the other, so a few are enough. Of
-// one that does not answer they wait for half a minute, and then for it no more.
-constexpr int kDeviceThreads = 8;
+// Tasks that wait for one device at once. It takes one after the other, so a few are enough. Where
+// it does not answer they wait for half a minute, and then for it no more.
+constexpr int kThreadsPerDevice = 4;
 
 // Clients that ask more often whether the server is there are sent away (ENHANCE_YOUR_CALM).
 constexpr absl::Duration kLeastBetweenPings = absl::Seconds(10);
@@ -214,9 +214,6 @@ Server::Server(const Options& options, std::unique_ptr<Compute> compute,
                 .max_shared_bytes_per_peer = options.max_shared_bytes_per_peer},
                memory_->gradients, options.allow_cuda_ipc ? compute_->devices() : nullptr),
       pool_(static_cast<int>(options.compute_threads)),
-      device_pool_(compute_->devices() == nullptr
-                       ? nullptr
-                       : std::make_unique<WorkerPool>(kDeviceThreads, WorkerPool::For::kWaiting)),
       watchdog_(WatchInterval(options), options.arena_trim_interval,
                 [memory = memory_] {
                   memory->arenas.Trim();
@@ -239,7 +236,7 @@ Server::Server(const Options& options, std::unique_ptr<Compute> compute,
                    .log = log_,
                    .watchdog = watchdog_,
                    .pool = pool_,
-                   .device_pool = device_pool_.get(),
+                   .device_pools = device_pools_,
                    .regions = options.memory_socket.empty() ? nullptr : &regions_,
                    .devices = compute_->devices(),
                    .host_on_device_error = options.on_gpu_error == OnGpuError::kCpu,
@@ -266,7 +263,12 @@ Server::Server(const Options& options, std::unique_ptr<Compute> compute,
       service_(environment_, DescribeServer(options),
                [this](v1::GetServerInfoResponse& info) { ListBackendsIn(info, *compute_); }),
       health_(environment_, options.open_health),
-      unknown_methods_(environment_) {}
+      unknown_methods_(environment_) {
+  if (!options.allow_cuda_ipc || compute_->devices() == nullptr) return;
+  for (const Devices::State& device : compute_->devices()->states()) {
+    device_pools_.try_emplace(device.name, kThreadsPerDevice, WorkerPool::For::kWaiting);
+  }
+}
 
 absl::Status Server::Follow(const Options& options) {
   if (!options.tls_cert.empty()) {

@@ -86,7 +86,7 @@ class Server {
   const std::shared_ptr<Memory> memory_;
   RegionRegistry regions_;
   WorkerPool pool_;
-  const std::unique_ptr<WorkerPool> device_pool_;  // null without devices
+  DevicePools device_pools_;  // none without --allow-cuda-ipc
   Watchdog watchdog_;
   CallLimits call_limits_;
   LimitHits limit_hits_;

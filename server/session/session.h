@@ -27,6 +27,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -116,12 +117,13 @@ class Session {
   // The work at hand. Tasks may run on several threads at once, each once.
   size_t work_tasks() const { return work_tasks_; }
   uint64_t work_bytes() const { return work_bytes_; }
-  // Whether some tasks wait for a device, and whether this one does: some ms, or more where other
-  // work is there before.
+  // Whether some tasks wait for a device, and for which this one does, such as "cuda/0": some ms,
+  // or more where other work is there before. Empty: for none.
   bool work_waits() const { return work_ != Work::kNone && shared_->on_devices(); }
-  bool task_waits(size_t index) const {
-    return work_ == Work::kMeasure ? shared_->tasks()[index].memory != nullptr
-                                   : shared_->ScalesOnDevice(index);
+  std::string_view task_device(size_t index) const {
+    const DeviceMemory* const memory =
+        work_ == Work::kMeasure ? shared_->tasks()[index].memory : shared_->scale_memory(index);
+    return memory == nullptr ? std::string_view() : memory->device();
   }
   void RunTask(size_t index);
   absl::Status FinishWork();

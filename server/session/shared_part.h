@@ -84,7 +84,7 @@ class SharedPart {
   // Scales the elements of one of scale_tasks() tasks: of all that were planned, the last first,
   // which caches may still hold. assign_zero: sets them to 0.
   size_t scale_tasks() const { return tasks_.size(); }
-  bool ScalesOnDevice(size_t index) const { return scale_task(index).memory != nullptr; }
+  DeviceMemory* scale_memory(size_t index) const { return scale_task(index).memory; }  // Task's
   void Scale(size_t index, double coefficient, bool assign_zero);
 
   // How the tasks that have run went. A page of a region was lost while it was used:

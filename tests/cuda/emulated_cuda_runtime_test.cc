@@ -134,6 +134,36 @@ TEST_F(EmulatedStreams, QueriesMakeProgress) {
   EXPECT_EQ(cudaStreamQuery(stream_), cudaSuccess);
 }
 
+TEST_F(EmulatedStreams, QueriesOfAHungDeviceMakeNone) {
+  Restart({.devices = std::vector<emulated_cuda::Device>(2)});
+  auto* const device = OnDevice(std::vector<unsigned>(kCount));
+  cudaEvent_t const event = NewEvent();
+  ASSERT_EQ(LaunchAdd(stream_, device, kCount, 1), cudaSuccess);
+  ASSERT_EQ(cudaEventRecord(event, stream_), cudaSuccess);
+  const size_t pending = emulated_cuda::PendingWork();
+  emulated_cuda::Hang(0);
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_EQ(cudaEventQuery(event), cudaErrorNotReady);
+    EXPECT_EQ(cudaStreamQuery(stream_), cudaErrorNotReady);
+  }
+  EXPECT_EQ(emulated_cuda::PendingWork(), pending);
+
+  ASSERT_EQ(cudaSetDevice(1), cudaSuccess);
+  cudaStream_t other = nullptr;
+  ASSERT_EQ(cudaStreamCreate(&other), cudaSuccess);
+  cudaEvent_t const others = NewEvent();
+  ASSERT_EQ(cudaEventRecord(others, other), cudaSuccess);
+  EXPECT_EQ(cudaEventQuery(others), cudaErrorNotReady);
+  EXPECT_EQ(cudaEventQuery(others), cudaSuccess);
+  ASSERT_EQ(cudaStreamDestroy(other), cudaSuccess);
+  ASSERT_EQ(cudaSetDevice(0), cudaSuccess);
+
+  emulated_cuda::Resume(0);
+  EXPECT_EQ(cudaStreamQuery(stream_), cudaErrorNotReady);
+  EXPECT_EQ(cudaStreamSynchronize(stream_), cudaSuccess);
+  EXPECT_EQ(cudaEventQuery(event), cudaSuccess);
+}
+
 TEST_F(EmulatedStreams, EventsTellTheTimeBetweenThem) {
   auto* const device = OnDevice(std::vector<unsigned>(kCount));
   cudaEvent_t begin = nullptr;

@@ -29,6 +29,11 @@ cudaError_t NoStream(Runtime& runtime) {
   return cudaErrorInvalidResourceHandle;
 }
 
+// For those who ask whether work is done.
+void RunOneUnlessHung(Runtime& runtime, Stream& stream) {
+  if (!runtime.devices[static_cast<size_t>(stream.device)].hangs) runtime.RunOne(stream);
+}
+
 cudaError_t NoEvent(Runtime& runtime) {
   runtime.Tell("an event that does not exist");
   return cudaErrorInvalidResourceHandle;
@@ -74,7 +79,7 @@ cudaError_t cudaStreamQuery(cudaStream_t handle) {
     const auto stream = runtime.FindStream(handle);
     if (stream == nullptr) return NoStream(runtime);
     if (stream->operations.empty()) return runtime.Waited(stream->device);
-    runtime.RunOne(*stream);
+    RunOneUnlessHung(runtime, *stream);
     return cudaErrorNotReady;
   });
 }
@@ -133,7 +138,7 @@ cudaError_t cudaEventQuery(cudaEvent_t handle) {
     if (event == nullptr) return NoEvent(runtime);
     if (event->record == nullptr || event->record->done) return runtime.Waited(event->device);
     const auto stream = event->record->stream.lock();
-    if (stream != nullptr && !stream->operations.empty()) runtime.RunOne(*stream);
+    if (stream != nullptr && !stream->operations.empty()) RunOneUnlessHung(runtime, *stream);
     return cudaErrorNotReady;
   });
 }

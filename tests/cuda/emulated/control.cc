@@ -68,6 +68,16 @@ void ClearFailures() {
   TheRuntime().failures.clear();
 }
 
+void Hang(int device) {
+  const std::lock_guard lock(RuntimeMutex());
+  TheRuntime().devices.at(static_cast<size_t>(device)).hangs = true;
+}
+
+void Resume(int device) {
+  const std::lock_guard lock(RuntimeMutex());
+  TheRuntime().devices.at(static_cast<size_t>(device)).hangs = false;
+}
+
 Live CountLive() {
   const std::lock_guard lock(RuntimeMutex());
   const Runtime& runtime = TheRuntime();

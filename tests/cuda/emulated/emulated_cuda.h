@@ -104,6 +104,11 @@ void FailWorkAt(size_t n, cudaError_t error, bool sticky = false);
 // Failures that have not come yet are called off.
 void ClearFailures();
 
+// The device does no work and cudaStreamQuery and cudaEventQuery say that it is not done, until
+// Resume() or Reset(). REQUIRES: kLazy, and that nothing else waits for it.
+void Hang(int device);
+void Resume(int device);
+
 // What is alive, of all devices.
 struct Live {
   size_t device_allocations = 0;

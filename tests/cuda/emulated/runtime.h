@@ -54,6 +54,7 @@ struct DeviceState {
   cudaError_t sticky = cudaSuccess;
   // Of work that failed, for the next call that waits.
   cudaError_t unreported = cudaSuccess;
+  bool hangs = false;
   std::shared_ptr<Stream> default_stream;
 };
 

@@ -8,6 +8,7 @@
 #include <optional>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "emulated_cuda.h"
 #include "tests/server/backend/cuda/device_buffer.h"
@@ -19,7 +20,7 @@ namespace {
 using testing::Contains;
 using testing::HasSubstr;
 
-// Memory of the first GPU, registered over a connection of its own.
+// Memory of this thread's current GPU, registered over a connection of its own.
 class OnGpu {
  public:
   OnGpu(const std::string& socket, const std::string& bytes, uint16_t flags = 0)
@@ -28,8 +29,10 @@ class OnGpu {
     cudaIpcMemHandle_t handle;
     MustSucceed(cudaIpcGetMemHandle(&handle, buffer_.device()));
     std::memcpy(allocation.handle.data(), &handle, sizeof handle);
+    int device = 0;
+    MustSucceed(cudaGetDevice(&device));
     cudaDeviceProp properties;
-    MustSucceed(cudaGetDeviceProperties(&properties, 0));
+    MustSucceed(cudaGetDeviceProperties(&properties, device));
     std::memcpy(allocation.uuid.data(), &properties.uuid, sizeof properties.uuid);
     const auto more = ToBytes(allocation);
     request_ = RegistrationBytes({.magic = Registration::Magic(),
@@ -148,28 +151,44 @@ TEST_F(GpuMemory, IsNotTakenWhereOnlyTheCpuIsUsed) {
   EXPECT_EQ(memory.answer()->code, absl::StatusCode::kUnimplemented);
 }
 
-// Work that waits for a GPU has threads of its own.
-TEST_F(GpuMemory, KeepsNoHostMemoryWaitingWhereTheGpuDoesNotAnswer) {
+// Work that waits for a GPU has threads of its own, and each GPU has its own.
+TEST_F(GpuMemory, KeepsNoOthersWaitingWhereTheGpuDoesNotAnswer) {
+  constexpr int kWaiting = 12;
+  emulated_cuda::Reset({.devices = std::vector<emulated_cuda::Device>(2)});
   options_.compute_threads = 1;
   Serve();
-  OnGpu memory(socket(), Bytes<float>({3, 4}));
+  MustSucceed(cudaSetDevice(0));
+  OnGpu hung(socket(), Bytes<float>({3, 4}));
+  MustSucceed(cudaSetDevice(1));
+  OnGpu well(socket(), Bytes<float>({8, 15}));
   Shared host(socket(), uint64_t{4} << 20);
   host.Write(0, Bytes<float>({12, 5}));
-  for (size_t query = 1; query <= 40'000; ++query) {
-    emulated_cuda::FailCall("cudaStreamQuery", query, cudaErrorNotReady);
-  }
+
+  emulated_cuda::Hang(0);
   emulated_cuda::ForgetCalls();
-  Reply waits;
-  std::thread caller([&] { waits = Clip({ClipStart(1, 2), memory.Ranges(0, 8)}); });
+  std::vector<Reply> waiting(kWaiting);
+  std::vector<std::thread> callers;
+  for (Reply& reply : waiting) {
+    callers.emplace_back([&] { reply = Clip({ClipStart(100, 2), hung.Ranges(0, 8)}); });
+  }
   EXPECT_TRUE(
       Await([] { return testing::Value(emulated_cuda::Calls(), Contains("cudaStreamQuery")); }));
-  const Reply reply = Clip({ClipStart(1, host.size() / 4), host.Ranges(0, host.size())});
-  EXPECT_TRUE(reply.status.ok()) << reply.status.error_message();
-  EXPECT_EQ(reply.result.norm().total_norm(), 13);
-  emulated_cuda::ClearFailures();
-  caller.join();
-  EXPECT_TRUE(waits.status.ok()) << waits.status.error_message();
-  EXPECT_EQ(waits.result.norm().total_norm(), 5);
+  EXPECT_TRUE(Await([&] { return server_->calls() == kWaiting; }));
+
+  const Reply on_host = Clip({ClipStart(1, host.size() / 4), host.Ranges(0, host.size())});
+  EXPECT_TRUE(on_host.status.ok()) << on_host.status.error_message();
+  EXPECT_EQ(on_host.result.norm().total_norm(), 13);
+  const Reply on_other = Clip({ClipStart(1, 2), well.Ranges(0, 8)});
+  EXPECT_TRUE(on_other.status.ok()) << on_other.status.error_message();
+  EXPECT_EQ(on_other.result.norm().total_norm(), 17);
+  EXPECT_TRUE(Await([&] { return server_->calls() == kWaiting; }));  // who waited still does
+
+  emulated_cuda::Resume(0);
+  for (std::thread& caller : callers) caller.join();
+  for (const Reply& reply : waiting) {
+    EXPECT_TRUE(reply.status.ok()) << reply.status.error_message();
+    EXPECT_EQ(reply.result.norm().total_norm(), 5);
+  }
 }
 
 // The host has no other way to the bytes, so that no policy makes it take over.
