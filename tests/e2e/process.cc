@@ -90,9 +90,10 @@ int Process::Wait() {
 }
 
 ServerProcess::ServerProcess(std::vector<std::string> arguments,
-                             const std::vector<std::string>& environment)
+                             const std::vector<std::string>& environment,
+                             const std::string& program)
     : process_(
-          "gradclip-server",
+          program,
           [&] {
             arguments.insert(arguments.begin(), "--listen=127.0.0.1:0");
             return arguments;

@@ -42,7 +42,8 @@ class Process {
 class ServerProcess {
  public:
   explicit ServerProcess(std::vector<std::string> arguments = {},
-                         const std::vector<std::string>& environment = {});
+                         const std::vector<std::string>& environment = {},
+                         const std::string& program = "gradclip-server");
 
   const std::string& address() const { return address_; }
   // "127.0.0.1:9090", with --metrics-listen among the arguments; else it never returns.
