@@ -15,12 +15,13 @@ std::span<const std::byte> AsBytes(std::string_view bytes) {
   return std::as_bytes(std::span(bytes));
 }
 
-void CheckNorm(const v1::NormResult& norm, const ModelNorm& model, bool per_tensor) {
+void CheckNorm(const Ended& outcome, const ModelNorm& model, bool per_tensor) {
+  const v1::NormResult& norm = outcome.result.norm();
   FUZZ_CHECK(model.total.Holds(norm.total_norm()));
   FUZZ_CHECK(norm.nonfinite_elements() == model.nonfinite_elements);
   FUZZ_CHECK(norm.group_nonfinite_elements() == model.nonfinite_elements);
   FUZZ_CHECK(norm.first_nonfinite() == model.first_nonfinite);
-  FUZZ_CHECK(norm.backend() == TheBackend().name());
+  FUZZ_CHECK(norm.backend() == outcome.backend);
   FUZZ_CHECK(norm.tensors_size() == (per_tensor ? static_cast<int>(model.tensors.size()) : 0));
   for (int i = 0; i < norm.tensors_size(); ++i) {
     FUZZ_CHECK(model.tensors[i].norm.Holds(norm.tensors(i).norm()));
@@ -143,7 +144,7 @@ void CheckAnswer(const v1::ClipGradNormStart& start, std::string_view gradient,
       FUZZ_CHECK(start.nonfinite() == v1::NONFINITE_ERROR && !std::isfinite(model.total.high));
       return;
     }
-    CheckNorm(norm, model, start.norm().per_tensor());
+    CheckNorm(outcome, model, start.norm().per_tensor());
   }
   FUZZ_CHECK(start.nonfinite() != v1::NONFINITE_ERROR || std::isfinite(norm.total_norm()));
   CheckDecision(start, sent_as_data, outcome.result);
@@ -156,7 +157,7 @@ void CheckComputed(const v1::ClipGradNormStart& start, std::string_view gradient
   if (clip.status.ok() && !start.has_total_norm()) {
     CheckSameNorms(outcome.result.norm(), clip.result.norm());
   } else {
-    CheckNorm(outcome.result.norm(), ModelMeasure(start, gradient), start.norm().per_tensor());
+    CheckNorm(outcome, ModelMeasure(start, gradient), start.norm().per_tensor());
   }
 }
 

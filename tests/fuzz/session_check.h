@@ -33,6 +33,7 @@ struct Ended {
   absl::Status status;
   v1::ClipResult result;
   std::string clipped;
+  std::string backend{TheBackend().name()};  // what must have measured
 };
 
 // The next bytes of the gradient. With a given norm, what comes back goes to `clipped`.

@@ -1,12 +1,14 @@
-// The session with registered memory: a gradient whose parts lie in regions or come as data, in any
-// mixture, gets the answer that it gets as data alone, is clipped where it lies, and nothing beside
-// it changes. Ranges that are none are refused, for a reason that a plain reading of the contract
-// knows, too.
+// The session with registered memory, the host's and a device's: a gradient whose parts lie in
+// regions or come as data, in any mixture, gets the answer that it gets as data alone, is clipped
+// where it lies, and nothing beside it changes. Ranges that are none are refused, for a reason that
+// a plain reading of the contract knows, too.
+#include <gtest/gtest.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -22,6 +24,7 @@
 #include "tests/fuzz/session_check.h"
 #include "tests/model/answer.h"
 #include "tests/model/model.h"
+#include "tests/server/session/host_device.h"
 #include "tests/server/shm/memfds.h"
 
 namespace gradclip {
@@ -29,11 +32,12 @@ namespace {
 
 using absl::StatusCode;
 
-constexpr uint64_t kMemoryBytes = 24 << 10;        // of each memfd
+constexpr uint64_t kMemoryBytes = 24 << 10;        // of each memory
 constexpr uint64_t kMostGradientBytes = 20 << 10;  // made of an input; over two blocks of F16
 constexpr size_t kMostSteps = 24;
 constexpr uint64_t kMaxRanges = 16;
 constexpr size_t kMemories = 3;
+constexpr size_t kDevices = 1;  // that one is a device's, the others are memfds
 
 // What a token names.
 struct Place {
@@ -42,11 +46,12 @@ struct Place {
   bool read_only = false;
 };
 
-// Regions that all inputs use. Two of the three memfds are registered twice.
+// Regions that all inputs use. Two of the three memories are registered twice.
 class World {
  public:
   World() {
-    for (auto& memory : memories_) memory = std::make_unique<MappedMemfd>(kMemoryBytes);
+    GTEST_FLAG_SET(break_on_failure, true);  // what the device expects
+    for (auto& memfd : memfds_) memfd = std::make_unique<MappedMemfd>(kMemoryBytes);
     for (const auto& [memory, read_only] : {std::pair<size_t, bool>{0, false},
                                             {1, false},
                                             {0, false},
@@ -70,27 +75,37 @@ class World {
                                     [&](const Place& place) { return place.token == token; });
     return found == places_.end() ? Place{.token = token} : *found;
   }
-  MappedMemfd& memory(size_t index) { return *memories_[index]; }
 
+  void Write(size_t memory, uint64_t offset, std::string_view bytes) {
+    if (memory != kDevices) return memfds_[memory]->Write(offset, bytes);
+    std::memcpy(devices_memory_.data() + offset, bytes.data(), bytes.size());
+  }
   std::array<std::string, kMemories> Read() const {
     std::array<std::string, kMemories> bytes;
-    for (size_t i = 0; i < kMemories; ++i) bytes[i] = memories_[i]->Read(0, kMemoryBytes);
+    for (size_t i = 0; i < kMemories; ++i) bytes[i] = memfds_[i]->Read(0, kMemoryBytes);
+    bytes[kDevices].assign(reinterpret_cast<const char*>(devices_memory_.data()), kMemoryBytes);
     return bytes;
   }
 
  private:
   std::string Register(size_t memory, bool read_only) {
-    const auto token = registry_.Register(getuid(), memories_[memory]->memfd().get(),
-                                          memories_[memory]->size(), read_only);
-    FUZZ_CHECK(token.ok() && memories_[memory]->size() == kMemoryBytes);
+    const auto token =
+        memory == kDevices
+            ? registry_.Register(
+                  getuid(), HostDevices::Export(devices_memory_.data(), 0, kMemoryBytes), read_only)
+            : registry_.Register(getuid(), memfds_[memory]->memfd().get(), kMemoryBytes, read_only);
+    FUZZ_CHECK(token.ok());
     return {reinterpret_cast<const char*>(token->data()), token->size()};
   }
 
   MemoryBudget budget_{uint64_t{1} << 30};
+  std::vector<std::byte> devices_memory_ = std::vector<std::byte>(kMemoryBytes);
+  HostDevices devices_{TheBackend()};
   RegionRegistry registry_{
       {.max_shared_bytes = uint64_t{1} << 30, .max_shared_bytes_per_peer = uint64_t{1} << 30},
-      budget_};
-  std::array<std::unique_ptr<MappedMemfd>, kMemories> memories_;
+      budget_,
+      &devices_};
+  std::array<std::unique_ptr<MappedMemfd>, kMemories> memfds_;  // kDevices' is not used
   std::vector<Place> places_;
 };
 
@@ -222,7 +237,7 @@ class Plan {
       offset = (cursor + element - 1) / element * element + static_cast<int64_t>(step.gap);
       length = part.size();
       if (offset <= kMemoryBytes && length <= kMemoryBytes - offset) {
-        if (place.memory.has_value()) TheWorld().memory(*place.memory).Write(offset, part);
+        if (place.memory.has_value()) TheWorld().Write(*place.memory, offset, part);
         cursor = offset + length;
       }
     }
@@ -356,6 +371,11 @@ class Reading {
   Expected expected_;
 };
 
+bool IsExactNorm(const v1::NormOptions& norm) {
+  const double p = norm.has_norm_type() ? norm.norm_type() : 2;
+  return p == 1 || p == 2 || std::isinf(p);
+}
+
 struct SharedOutcome : Ended {
   size_t taken = 0;  // messages
 };
@@ -391,6 +411,8 @@ SharedOutcome Run(const Start& start, const std::vector<Message>& messages) {
     if (outcome.status.ok()) outcome.status = Send(session, message, outcome.clipped);
     if (!outcome.status.ok()) break;
     ++outcome.taken;
+    const bool on_device = message.place.has_value() && message.place->memory == kDevices;
+    if (on_device && IsExactNorm(start.norm())) outcome.backend = HostDevices::kName;
   }
   if (outcome.status.ok()) outcome.status = EndStream(session);
   if (!outcome.status.ok()) return outcome;
@@ -460,9 +482,8 @@ void CheckLikeData(const v1::ClipGradNormStart& start, const std::string& gradie
                    const Ended& outcome) {
   const Ended data = Run(start, {{.data = gradient}});
   FUZZ_CHECK(data.status.code() == outcome.status.code());
-  const double p = start.norm().has_norm_type() ? start.norm().norm_type() : 2;
   // Other norms depend on how the gradient was cut.
-  if (!data.status.ok() || (p != 1 && p != 2 && !std::isinf(p))) return;
+  if (!data.status.ok() || !IsExactNorm(start.norm())) return;
   CheckSameNorms(data.result.norm(), outcome.result.norm());
   FUZZ_CHECK(SameDouble(data.result.coefficient(), outcome.result.coefficient()));
 }
@@ -539,7 +560,7 @@ void Check(std::string_view bytes) {
     gradient.resize(layout.bytes());
   }
 
-  for (size_t i = 0; i < kMemories; ++i) TheWorld().memory(i).Write(0, Noise());
+  for (size_t i = 0; i < kMemories; ++i) TheWorld().Write(i, 0, Noise());
   Plan plan(layout, gradient);
   for (const Step& step : steps) plan.Add(step);
   const std::vector<Message> messages = std::move(plan).Finish();
