@@ -80,11 +80,11 @@ Outcome OutcomeOf(const std::optional<absl::StatusCode>& code) {
 }
 
 void Add(std::atomic<uint64_t>& counter, uint64_t amount) {
-  if (amount > 0) counter.fetch_add(amount, std::memory_order_relaxed);
+  if (amount > 0) counter.fetch_add(amount, std::memory_order_release);
 }
 
 double Value(const std::atomic<uint64_t>& counter) {
-  return static_cast<double>(counter.load(std::memory_order_relaxed));
+  return static_cast<double>(counter.load(std::memory_order_acquire));
 }
 
 std::vector<std::string> WithNone(std::vector<std::string> backends) {
@@ -115,7 +115,6 @@ void CallMetrics::Count(const CallRecord& call) {
   const size_t code = given < kCodes ? given : static_cast<size_t>(absl::StatusCode::kUnknown);
   size_t backend = 0;  // there are few
   while (backend + 1 < backends_.size() && backends_[backend] != call.backend) ++backend;
-  Add(calls_[CallIndex(rpc, backend, code)], 1);
   seconds_[rpc]->Observe(call.milliseconds / 1000);
 
   const size_t reply = IndexOf(kReplyNames, call.reply);
@@ -127,7 +126,12 @@ void CallMetrics::Count(const CallRecord& call) {
   Add(nonfinite_elements_, call.nonfinite_elements);
   if (call.group.has_value()) Add(group_calls_[OutcomeOf(call.group_outcome)], 1);
 
-  if (!call.status.ok()) return;
+  if (call.status.ok()) CountResult(call, reply);
+  // Last, as it is collected first: who finds the call here finds it everywhere.
+  Add(calls_[CallIndex(rpc, backend, code)], 1);
+}
+
+void CallMetrics::CountResult(const CallRecord& call, size_t reply) {
   if (!call.reply.empty()) {
     const uint64_t gradient_bytes = call.bytes_in + call.shared_bytes;
     Add(saved_bytes_[reply], gradient_bytes - std::min(gradient_bytes, call.bytes_out));

@@ -34,6 +34,7 @@ class CallMetrics {
   static constexpr size_t kOutcomes = 10;
 
   size_t CallIndex(size_t rpc, size_t backend, size_t code) const;
+  void CountResult(const CallRecord& call, size_t reply);
   void CollectCalls(Families& families) const;
   void CollectBytes(Families& families) const;
   void CollectResults(Families& families) const;

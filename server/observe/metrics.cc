@@ -14,8 +14,8 @@ Metrics::Metrics(Means means)
       jobs_(means_.per_job ? std::make_unique<JobMetrics>() : nullptr) {}
 
 void Metrics::Count(const CallRecord& call) {
-  calls_.Count(call);
   if (jobs_ != nullptr) jobs_->Count(call);
+  calls_.Count(call);  // last, as it is collected first
 }
 
 std::vector<prometheus::MetricFamily> Metrics::Collect() const {

@@ -318,8 +318,8 @@ ServerState Server::State() const {
   state.declarations_used_bytes = declarations_bytes();
   state.arena_used_bytes = memory_->arenas.used_bytes();
   state.arena_free_bytes = memory_->arenas.free_bytes();
+  state.waiting_calls = waiting_calls();  // before calls(): a call is one before it waits
   state.calls = calls();
-  state.waiting_calls = waiting_calls();
   state.group_calls = group_calls();
   for (Store::Endpoint& endpoint : groups_->endpoints()) {
     state.group_stores.emplace_back(std::move(endpoint.name), endpoint.up);

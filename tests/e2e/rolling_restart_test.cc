@@ -57,6 +57,7 @@ class RollingRestart : public testing::Test {
         // (A client that looks for the server may have the port for a moment.)
         place.server = std::make_unique<ServerProcess>(flags);
         for (int i = 0; i < 20 && place.server->address().empty(); ++i) {
+          std::this_thread::sleep_for(std::chrono::milliseconds(50));
           place.server = std::make_unique<ServerProcess>(flags);
         }
         EXPECT_NE(place.server->address(), "");

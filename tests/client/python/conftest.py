@@ -6,6 +6,7 @@ GRADCLIP_BIN_DIR names the folder of gradclip-server; by default build/release/b
 import os
 import pathlib
 import subprocess
+import time
 
 import gradclip
 import pytest
@@ -24,12 +25,18 @@ class ServerProcess:
     """A gradclip-server. `address` is where it listens."""
 
     def __init__(self, *flags, listen="127.0.0.1:0", program="gradclip-server"):
-        self.process = subprocess.Popen(
-            [*DIE_WITH_PARENT, PROGRAMS / program, f"--listen={listen}", *QUIET, *flags],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        line = self.process.stdout.readline()
+        # A port that a server had before may be taken for a moment, by a client's connection.
+        for _ in range(50):
+            self.process = subprocess.Popen(
+                [*DIE_WITH_PARENT, PROGRAMS / program, f"--listen={listen}", *QUIET, *flags],
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            line = self.process.stdout.readline()
+            if line.startswith("listening on ") or listen.endswith(":0"):
+                break
+            self.kill()
+            time.sleep(0.1)
         assert line.startswith("listening on "), f"the server said {line!r}"
         self.address = line.split()[-1]
 

@@ -7,6 +7,7 @@
 #include <functional>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "tests/server/net/dial.h"
 #include "tests/server/rpc/server_fixture.h"
@@ -96,24 +97,25 @@ TEST_F(Connection, CutWhileACallWaitsForMemoryTakesItOutOfTheQueue) {
 // While a call waits for memory its client cannot send: that is not the client's idleness.
 TEST_F(Connection, IsNotIdleWhileItsCallWaitsForMemory) {
   options_.memory_budget = options_.max_call_bytes = 18 << 20;
-  options_.idle_timeout = absl::Milliseconds(200);
+  options_.idle_timeout = absl::Seconds(1);
   Serve();
+  std::vector<v1::ClipGradNormRequest> requests(4, Data(std::string(4 << 20, '\1')));
+  requests.insert(requests.begin(), ClipStart(1, kElements));
   grpc::ClientContext holding;
   const auto holder = stub_->ClipGradNorm(&holding);
   holder->Write(ClipStart(1, kElements));
   Await([&] { return server_->reserved_bytes() > 0; });
   std::thread waiter([&] {
-    const Reply reply = Clip({ClipStart(1, kElements), Data(std::string(4 << 20, '\1')),
-                              Data(std::string(4 << 20, '\1')), Data(std::string(4 << 20, '\1')),
-                              Data(std::string(4 << 20, '\1'))});
+    const Reply reply = Clip(requests);
     EXPECT_TRUE(reply.status.ok()) << reply.status.error_message();
   });
-  Await([&] { return server_->waiting_calls() == 1; });
-  // The holder stays busy for three idle timeouts.
-  for (const absl::Time end = absl::Now() + 3 * options_.idle_timeout; absl::Now() < end;) {
-    holder->Write(Data("abcd"));
+  const auto stay_busy = [&] {
+    ASSERT_TRUE(holder->Write(Data("abcd")));
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
-  }
+  };
+  while (server_->waiting_calls() != 1 && !HasFatalFailure()) stay_busy();
+  const absl::Time end = absl::Now() + 3 * options_.idle_timeout;
+  while (absl::Now() < end && !HasFatalFailure()) stay_busy();
   holding.TryCancel();
   Drain(*holder);
   waiter.join();

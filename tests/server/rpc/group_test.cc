@@ -220,22 +220,24 @@ TEST_F(GroupTest, ARankThatFailsEndsTheStepForAll) {
 }
 
 TEST_F(GroupTest, ARankThatStallsEndsTheStepForAll) {
-  options_.idle_timeout = absl::Milliseconds(200);
+  options_.idle_timeout = absl::Seconds(1);
+  options_.group_timeout = absl::Minutes(1);
   Serve();
   Rank stalled = Begin(Start(1, 2));
+  AwaitRanks(1);
   Rank waiting = Send(Start(0, 2), {1, 2, 3, 4});
   const Reply reply = waiting.Finish();
   EXPECT_EQ(reply.status.error_code(), grpc::StatusCode::ABORTED);
   EXPECT_THAT(Message(reply), HasSubstr("rank 1 failed: DEADLINE_EXCEEDED: the caller has sent no "
-                                        "whole message for 200ms (--idle-timeout)"));
+                                        "whole message for 1s (--idle-timeout)"));
 }
 
 TEST_F(GroupTest, WhoWaitsForOthersIsNotIdle) {
-  options_.idle_timeout = absl::Milliseconds(100);
-  options_.admission_timeout = absl::Milliseconds(100);
+  options_.idle_timeout = absl::Seconds(1);
+  options_.admission_timeout = absl::Seconds(1);
   Serve();
   Rank waiting = Send(Start(0, 2), {1, 2, 3, 4});
-  absl::SleepFor(absl::Milliseconds(400));
+  absl::SleepFor(absl::Seconds(3));
   EXPECT_TRUE(Send(Start(1, 2), {1, 2, 3, 4}).Finish().status.ok());
   EXPECT_TRUE(waiting.Finish().status.ok());
 }

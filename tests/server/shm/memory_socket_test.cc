@@ -239,7 +239,7 @@ TEST_F(MemorySocketTest, EndsConnectionsThatNeverRegister) {
 }
 
 TEST_F(MemorySocketTest, EndsConnectionsWhoseRegistrationStopsHalfway) {
-  options_.idle_timeout = absl::Milliseconds(50);
+  options_.idle_timeout = absl::Milliseconds(500);
   Listen();
   const size_t open_before = OpenDescriptors();
   {
@@ -254,7 +254,7 @@ TEST_F(MemorySocketTest, EndsConnectionsWhoseRegistrationStopsHalfway) {
 }
 
 TEST_F(MemorySocketTest, KeepsConnectionsThatHaveARegion) {
-  options_.idle_timeout = absl::Milliseconds(200);
+  options_.idle_timeout = absl::Seconds(1);
   Listen();
   RegionToken token;
   MemoryClient client = Registered(kMiB, &token);
@@ -265,7 +265,7 @@ TEST_F(MemorySocketTest, KeepsConnectionsThatHaveARegion) {
 }
 
 TEST_F(MemorySocketTest, EndsConnectionsThatDoNotReadTheirAnswers) {
-  options_.idle_timeout = absl::Milliseconds(300);
+  options_.idle_timeout = absl::Seconds(1);
   Listen();
   MemoryClient client = Registered(kMiB);
   // Each is refused, until no further answer has room and the server reads no more.
