@@ -1,7 +1,7 @@
 // Memory for the gradient that a call keeps: its place in the budget, and the wait for one.
 #include <algorithm>
+#include <functional>
 #include <memory>
-#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
