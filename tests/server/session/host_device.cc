@@ -81,17 +81,22 @@ struct Found {
   std::vector<DeviceBlock> blocks;
 };
 
+uint64_t AddressOf(const std::byte* memory) {
+  return reinterpret_cast<uintptr_t>(memory);
+}
+
 // The runs' addresses count from `base`.
-Found MeasureRuns(const Backend& backend, const std::byte* base, std::span<const DeviceRun> runs,
+Found MeasureRuns(const Backend& backend, uint64_t base, std::span<const DeviceRun> runs,
                   NormKind kind, bool per_block) {
   Found found;
   found.tally.first_nonfinite = DeviceTally::kNone;
   uint64_t number = 0;
   for (const DeviceRun& run : runs) {
     for (uint64_t first = 0; first < run.elements; first += kBlockElements, ++number) {
-      const DeviceBlock block = MeasureBlock(
-          backend, kind, run.dtype, base + run.address + first * ElementSize(run.dtype),
-          std::min<uint64_t>(kBlockElements, run.elements - first));
+      const uint64_t address = base + run.address + first * ElementSize(run.dtype);
+      const DeviceBlock block =
+          MeasureBlock(backend, kind, run.dtype, reinterpret_cast<const std::byte*>(address),
+                       std::min<uint64_t>(kBlockElements, run.elements - first));
       if (run.counted) AddToTally(block, number, kind, found.tally);
       if (per_block) found.blocks.push_back(block);
     }
@@ -99,10 +104,10 @@ Found MeasureRuns(const Backend& backend, const std::byte* base, std::span<const
   return found;
 }
 
-void ScaleRuns(const Backend& backend, std::byte* base, std::span<const DeviceRun> runs,
+void ScaleRuns(const Backend& backend, uint64_t base, std::span<const DeviceRun> runs,
                double coefficient, bool assign_zero) {
   for (const DeviceRun& run : runs) {
-    std::byte* const elements = base + run.address;
+    auto* const elements = reinterpret_cast<std::byte*>(base + run.address);
     if (assign_zero) {
       std::memset(elements, 0, run.elements * ElementSize(run.dtype));
     } else if (!LeavesUnchanged(run.dtype, coefficient)) {
@@ -145,8 +150,9 @@ class HostDevices::Queue : public DeviceQueue {
     if (keeps_) pieces_.emplace_back();
     work_.push_back({slot, [this, slot, bytes, kind, per_block, piece,
                             runs = std::vector<DeviceRun>(runs.begin(), runs.end())] {
-                       slots_[slot].found = MeasureRuns(
-                           devices_.backend_, slots_[slot].bytes.data(), runs, kind, per_block);
+                       slots_[slot].found =
+                           MeasureRuns(devices_.backend_, AddressOf(slots_[slot].bytes.data()),
+                                       runs, kind, per_block);
                        if (!keeps_) return;
                        const std::byte* const begin = slots_[slot].bytes.data();
                        pieces_[piece] = {runs, std::vector<std::byte>(begin, begin + bytes)};
@@ -171,8 +177,8 @@ class HostDevices::Queue : public DeviceQueue {
     ++devices_.scaled_pieces_;
     work_.push_back({kNoSlot, [this, piece, coefficient, assign_zero] {
                        Piece& kept = pieces_[piece];
-                       ScaleRuns(devices_.backend_, kept.bytes.data(), kept.runs, coefficient,
-                                 assign_zero);
+                       ScaleRuns(devices_.backend_, AddressOf(kept.bytes.data()), kept.runs,
+                                 coefficient, assign_zero);
                      }});
     return absl::OkStatus();
   }
@@ -261,7 +267,7 @@ class HostDevices::Memory : public DeviceMemory {
     CheckRuns(runs);
     const std::lock_guard lock(devices_.mutex_);
     if (absl::Status called = devices_.Called(); !called.ok()) return called;
-    const Found found = MeasureRuns(devices_.backend_, nullptr, runs, kind, per_block);
+    const Found found = MeasureRuns(devices_.backend_, 0, runs, kind, per_block);
     take({&found.tally, found.blocks});
     return absl::OkStatus();
   }
@@ -271,7 +277,7 @@ class HostDevices::Memory : public DeviceMemory {
     CheckRuns(runs);
     const std::lock_guard lock(devices_.mutex_);
     if (absl::Status called = devices_.Called(); !called.ok()) return called;
-    ScaleRuns(devices_.backend_, nullptr, runs, coefficient, assign_zero);
+    ScaleRuns(devices_.backend_, 0, runs, coefficient, assign_zero);
     return absl::OkStatus();
   }
 
